@@ -1,0 +1,3 @@
+"""metricsd: metrics of AI coding sessions, captured, kept, synced."""
+
+__version__ = "0.1.0"

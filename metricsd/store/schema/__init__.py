@@ -1,0 +1,1 @@
+"""Schema steps, numbered and frozen once released."""
