@@ -8,9 +8,11 @@ prefix keeps inserts at the right edge of the index; random ids cost 20 times th
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections import OrderedDict
 from hashlib import blake2b
 from typing import NewType
+from zlib import crc32
 
 EventId = NewType("EventId", bytes)
 DeviceId = NewType("DeviceId", str)
@@ -45,7 +47,9 @@ def _layout(ms: int, digest: bytes) -> EventId:
 
 def capture_id(second: int, name: str, line: bytes, installation_key: bytes) -> EventId:
     """Return the id of a capture: `second` as written by the hook, file name and bytes, keyed by the installation."""
-    digest = blake2b(name.encode("utf-8", "surrogateescape") + b"\0" + line, digest_size=_HASH_BYTES, key=installation_key).digest()
+    digest = blake2b(
+        name.encode("utf-8", "surrogateescape") + b"\0" + line, digest_size=_HASH_BYTES, key=installation_key
+    ).digest()
     return _layout(min(max(second, 0) * 1000, _PREFIX_MS_MAX), digest)
 
 
@@ -77,7 +81,9 @@ def line_fact(
     """
     if own_id is not None:
         return f"{form}\x1f{stamp}\x1fid\x1f{own_id}".encode("utf-8", "surrogatepass")
-    return f"{form}\x1f{stamp}\x1f{session}\x1f{kind}\x1f{tool}\x1f{outcome}\x1f{duration_ms}".encode("utf-8", "surrogatepass")
+    return f"{form}\x1f{stamp}\x1f{session}\x1f{kind}\x1f{tool}\x1f{outcome}\x1f{duration_ms}".encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 class Occurrences:
@@ -99,7 +105,7 @@ class Occurrences:
 
     def next(self, fact: bytes) -> int:
         """Return how often this fact was seen before, and count it."""
-        key = int.from_bytes(blake2b(fact, digest_size=4).digest(), "big")
+        key = crc32(fact)
         counts = self._counts
         seen = counts.pop(key, 0)
         counts[key] = seen + 1
@@ -109,8 +115,6 @@ class Occurrences:
 
     def pack(self) -> bytes:
         """Return the state as bytes, oldest first, 8 bytes an entry in the machine's order."""
-        from array import array
-
         flat = array("I")
         for key, count in self._counts.items():
             flat.append(key)

@@ -43,7 +43,7 @@ CREATE TABLE event (
     type INTEGER NOT NULL,
     session INTEGER,
     tool INTEGER,
-    outcome INTEGER,                    -- 0 ok, else a term
+    outcome INTEGER,                    -- events.OUTCOMES
     duration_ms INTEGER,
     call BLOB,                          -- tool_use_id, packed (events.pack_call)
     project INTEGER,
@@ -53,7 +53,9 @@ CREATE TABLE event (
     output_bytes INTEGER,
     lines_added INTEGER,
     lines_removed INTEGER,
-    more TEXT                           -- JSON: model, agent, reason, extra; batch
+    tags INTEGER,                       -- term: JSON of the categories (model, agent, reason, extra texts)
+    batch INTEGER,                      -- term: the import that brought it
+    more TEXT                           -- JSON: extra numbers
 ) STRICT;
 
 -- Daily totals with a log-linear histogram: one row per bucket of durations; sums over buckets are the totals.

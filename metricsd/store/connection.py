@@ -1,0 +1,148 @@
+"""Opens the store and gives out transactions: the only place that talks about pragmas, locks and disk errors.
+
+WAL with `synchronous=NORMAL` while the source still holds the data; a transaction that lets something outside be
+forgotten (a capture deleted, an acknowledgement sent) asks for `full=True`. One `Store` is used by one thread at a
+time. SQLite's errors leave this module as StoreUnavailable (try again later) or StoreCorrupt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from metricsd.clock import Clock, SystemClock
+from metricsd.errors import StoreCorrupt, StoreError, StoreUnavailable
+from metricsd.schema import Step, apply_steps, load_steps, pending_steps, version_of
+from metricsd.store.calendar import Days, system_zone
+from metricsd.store.terms import Terms
+
+SQLITE_MIN = (3, 37, 0)
+"""STRICT tables came with 3.37 (November 2021)."""
+BUSY_TIMEOUT_S = 5.0
+CACHE_KIB = 8 * 1024
+WAL_BYTES_MAX = 64 * 1024 * 1024
+_STEPS_PACKAGE = "metricsd.store.schema"
+_CORRUPT_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class Store:
+    """An open store. Make one with `Store.open`."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection, clock: Clock) -> None:
+        self.path = path
+        self.db = db
+        self.clock = clock
+        self.terms = Terms(db)
+        self.days = Days(system_zone())
+        self._full = False
+
+    @classmethod
+    def open(cls, path: Path, *, clock: Clock | None = None, backups: Path | None = None) -> Store:
+        """Open or create the store at `path` (0600), running schema steps after a copy into `backups`.
+
+        Raises SchemaTooNew, StoreCorrupt, StoreUnavailable.
+        """
+        if sqlite3.sqlite_version_info < SQLITE_MIN:
+            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: metricsd needs 3.37 or newer")
+        with translated(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            try:
+                _configure(db)
+                _upgrade(db, path, backups)
+            except BaseException:
+                db.close()
+                raise
+        return cls(path, db, clock or SystemClock())
+
+    @contextlib.contextmanager
+    def transaction(self, *, full: bool = False) -> Iterator[sqlite3.Connection]:
+        """Run a block as one write transaction; with `full`, it is on disk when the block has ended.
+
+        Any exception rolls back and forgets what was cached of the transaction's rows.
+        """
+        with translated(self.path):
+            if full != self._full:
+                self.db.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+                self._full = full
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self.db.execute("COMMIT")
+            except BaseException:
+                self.terms.forget()
+                if self.db.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        self.db.execute("ROLLBACK")
+                raise
+
+    def checkpoint(self) -> None:
+        """Move the WAL into the database and truncate it, so that it does not grow while nobody reads."""
+        with translated(self.path):
+            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Close the database; a second call does nothing."""
+        self.db.close()
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's and the file system's errors inside the block into ours, naming the file and what to do."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _CORRUPT_CODES or (code == 0 and "malformed" in str(error)):
+            raise StoreCorrupt(
+                f"{path} is damaged ({error}): restart the daemon, which restores the newest backup"
+            ) from error
+        if isinstance(error, sqlite3.OperationalError):
+            raise StoreUnavailable(f"{path} cannot be used now ({error}): {_advice(code)}") from error
+        raise
+    except OSError as error:
+        raise StoreUnavailable(f"{path} cannot be used now ({error.strerror}): {_advice(0)}") from error
+
+
+def _advice(code: int) -> str:
+    if code == sqlite3.SQLITE_FULL:
+        return "free some disk space; captures wait in the spool"
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "another program holds it; captures wait in the spool"
+    return "check the disk and the file's permissions; captures wait in the spool"
+
+
+def _configure(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+    db.execute("PRAGMA temp_store = MEMORY")
+    db.execute("PRAGMA trusted_schema = OFF")
+
+
+def _upgrade(db: sqlite3.Connection, path: Path, backups: Path | None) -> None:
+    pending: list[Step] = pending_steps(db, load_steps(_STEPS_PACKAGE), what=str(path))
+    if not pending:
+        return
+    old = version_of(db)
+    if old and backups is not None:
+        copy_before_upgrade(db, backups, old)
+    for _ in apply_steps(db, pending):
+        continue
+
+
+def copy_before_upgrade(db: sqlite3.Connection, backups: Path, version: int) -> Path:
+    """Copy the database into `backups` under its schema version, replacing an older copy of that version."""
+    backups.mkdir(parents=True, exist_ok=True, mode=0o700)
+    target = backups / f"before-schema-{version + 1:04d}.db"
+    partial = target.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    db.execute("VACUUM INTO ?", (str(partial),))
+    partial.chmod(0o600)
+    partial.replace(target)
+    return target

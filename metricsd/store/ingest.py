@@ -1,0 +1,76 @@
+"""Takes what was read into the store: rows, checkpoint and quarantine entries of one unit in one transaction.
+
+This is the promise of exactly once: events and the offset that covers them commit together or not at all. With
+`full` the commit is on disk before the call returns, which is what deleting a capture needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from metricsd.store import events, quarantine, sources, state
+from metricsd.store.connection import Store
+from metricsd.store.events import Identified
+from metricsd.store.quarantine import Reject
+from metricsd.store.recent import RecentCalls
+from metricsd.store.sources import Checkpoint
+
+FOLD_BEFORE = "fold_before_us"
+"""State key: events before this time have been folded into the totals and can no longer be recognised."""
+
+
+class Taken(NamedTuple):
+    """added: new events; known: seen before; twins: the same fact captured twice; rejected: gone to quarantine."""
+
+    added: int
+    known: int
+    twins: int
+    rejected: int
+
+
+class Ingest:
+    """The writing end of one store. Not thread-safe: it belongs to the thread that writes the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._recent = RecentCalls(store)
+
+    def take(
+        self,
+        items: list[Identified],
+        *,
+        rejects: Sequence[Reject] = (),
+        checkpoint: Checkpoint | None = None,
+        full: bool = False,
+    ) -> Taken:
+        """Commit one unit. Raises StoreUnavailable or StoreCorrupt, and then nothing of it is stored."""
+        store = self._store
+        try:
+            with store.transaction(full=full):
+                device = events.own_device(store)
+                items, old = self._split_old(items)
+                kept = self._recent.keep_first(items)
+                inserted = events.insert(store, kept, device=device)
+                if rejects or old:
+                    quarantine.add_all(store, [*rejects, *old])
+                if len(kept) != len(items):
+                    state.add(store, "twins_dropped", len(items) - len(kept))
+                if checkpoint is not None:
+                    sources.put(store, checkpoint)
+        except BaseException:
+            self._recent.forget()
+            raise
+        return Taken(inserted.added, inserted.known, len(items) - len(kept), len(rejects) + len(old))
+
+    def _split_old(self, items: list[Identified]) -> tuple[list[Identified], list[Reject]]:
+        """Refuse what is older than the newest fold: whether it was counted can no longer be told."""
+        before = state.get_int(self._store, FOLD_BEFORE)
+        if not before or all(item.event.at >= before for item in items):
+            return items, []
+        old = [
+            Reject(f"event:{item.id.hex()}", 0, None, "too_old", item.event.name)
+            for item in items
+            if item.event.at < before
+        ]
+        return [item for item in items if item.event.at >= before], old
