@@ -83,7 +83,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreCorrupt(StoreError):
-    """The local store is damaged; restart the daemon, which moves it aside and restores the newest backup."""
+    """The local store is damaged; stop the daemon and put the newest file of the backups folder in its place."""
 
 
 class SchemaTooNew(StoreError):

@@ -1,0 +1,45 @@
+"""Nightly copies of the store. A copy is complete or absent: it is written beside, synced, and renamed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from pathlib import Path
+
+from metricsd.clock import US_PER_S
+from metricsd.store.connection import Store, translated
+
+_PATTERN = "store-*.db"
+
+
+def backup(store: Store, folder: Path, *, keep: int) -> Path | None:
+    """Copy the store into `folder` as `store-<UTC day>.db` and keep the newest `keep`; None when `keep` is 0."""
+    if keep <= 0:
+        return None
+    day = dt.datetime.fromtimestamp(store.clock.now_us() // US_PER_S, dt.UTC).date()
+    target = folder / f"store-{day:%Y%m%d}.db"
+    partial = target.with_suffix(".partial")
+    with translated(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial.unlink(missing_ok=True)
+        store.db.execute("VACUUM INTO ?", (str(partial),))
+        partial.chmod(0o600)
+        _sync(partial)
+        partial.replace(target)
+        _sync(folder)
+        for old in sorted(folder.glob(_PATTERN))[:-keep]:
+            old.unlink(missing_ok=True)
+    return target
+
+
+def newest_backup(folder: Path) -> Path | None:
+    """Return the newest nightly copy, or None."""
+    return max(folder.glob(_PATTERN), default=None)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,40 @@
+"""Folds old events into the daily totals that already count them, and drops their rows.
+
+Off by default. Only what the cloud has, or what no cloud is there for, is dropped. The fold's horizon is stored
+before the first row goes: from then on an older line is refused as `too_old`, because whether it was counted can
+no longer be told.
+"""
+
+from __future__ import annotations
+
+from metricsd.clock import US_PER_S
+from metricsd.store import state
+from metricsd.store.connection import Store
+from metricsd.store.ingest import FOLD_BEFORE
+
+DAY_US = 86400 * US_PER_S
+ROWS_PER_TRANSACTION = 5000
+_DROP = """
+DELETE FROM event WHERE pos IN (SELECT pos FROM event WHERE at < ? AND pos <= ? LIMIT ?)
+"""
+
+
+def fold(store: Store, *, days: int, synced_through: int | None) -> int:
+    """Drop events older than `days`; return how many rows went.
+
+    `synced_through` is the newest own position that the cloud has; None when there is no cloud.
+    """
+    if days <= 0:
+        return 0
+    horizon = max(store.clock.now_us() - days * DAY_US, state.get_int(store, FOLD_BEFORE))
+    with store.transaction(full=True):
+        state.put(store, FOLD_BEFORE, horizon)
+    newest = state.get_int(store, "last_pos") if synced_through is None else synced_through
+    dropped = 0
+    while True:
+        with store.transaction():
+            rows = store.db.execute(_DROP, (horizon, newest, ROWS_PER_TRANSACTION)).rowcount
+            state.add(store, "live_events", -rows)
+        dropped += rows
+        if rows < ROWS_PER_TRANSACTION:
+            return dropped
