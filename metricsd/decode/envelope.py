@@ -54,6 +54,7 @@ class Line(Struct, frozen=True, gc=False):
     ts        RFC 3339 text or milliseconds since 1970 (shared files)
     id        the writer's own id of the line: `id`, or the older hooks' `enhanced_activity.id`
     oversize  bytes of a payload that was too long to write; such a line is always rejected
+    enhanced_activity   the older hooks' own account, read for its id alone
     """
 
     v: int
@@ -64,14 +65,11 @@ class Line(Struct, frozen=True, gc=False):
     ts: int | float | str | None = None
     id: str | None = None
     oversize: int | None = None
+    enhanced_activity: Raw = Raw(b"")
 
 
 class _Activity(Struct):
     id: str | None = None
-
-
-class _OlderId(Struct):
-    enhanced_activity: _Activity | None = None
 
 
 class _Version(Struct):
@@ -79,7 +77,7 @@ class _Version(Struct):
 
 
 _decode = msgspec.json.Decoder(Line).decode
-_decode_older_id = msgspec.json.Decoder(_OlderId).decode
+_decode_activity = msgspec.json.Decoder(_Activity).decode
 _decode_version = msgspec.json.Decoder(_Version).decode
 
 
@@ -91,7 +89,7 @@ def parse_line(data: bytes) -> Line:
     """
     if len(data) > LINE_BYTES_MAX:
         raise LineRejected("oversize", f"{len(data)} bytes, at most {LINE_BYTES_MAX}")
-    if b"\0" in data:
+    if 0 in data:
         raise LineRejected("nul", f"a NUL byte at {data.index(0)}: the file was truncated or copied while written")
     if not data.isascii():
         data = data.removeprefix(_BOM)
@@ -99,11 +97,9 @@ def parse_line(data: bytes) -> Line:
     try:
         line = _decode(data)
     except (msgspec.MsgspecError, RecursionError) as error:
-        data, line = _second_chance(data, error)
+        line = _second_chance(data, error)
     _check(line)
-    if line.id is None and b'"enhanced_activity"' in data:
-        return _with_older_id(line, data)
-    return line
+    return _with_older_id(line) if line.id is None and len(line.enhanced_activity) else line
 
 
 def stamp_us(line: Line) -> int | None:
@@ -135,8 +131,11 @@ def stamp_ms(line: Line) -> int | None:
 def _check_utf8(data: bytes) -> None:
     # msgspec does not look at the text that it skips, and a payload is mostly skipped. Chunks keep a long line
     # from costing four times its size in memory.
-    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
+        if len(data) <= _UTF8_CHUNK_BYTES:
+            data.decode()
+            return
+        decoder = codecs.getincrementaldecoder("utf-8")()
         for start in range(0, len(data), _UTF8_CHUNK_BYTES):
             decoder.decode(data[start : start + _UTF8_CHUNK_BYTES])
         decoder.decode(b"", final=True)
@@ -144,8 +143,8 @@ def _check_utf8(data: bytes) -> None:
         raise LineRejected("bad_utf8", error.reason) from None
 
 
-def _second_chance(data: bytes, error: Exception) -> tuple[bytes, Line]:
-    """Return the repaired bytes and their line, or raise LineRejected for the first `error`.
+def _second_chance(data: bytes, error: Exception) -> Line:
+    """Return the line in the repaired bytes, or raise LineRejected for the first `error`.
 
     JavaScript cuts text between the halves of a surrogate pair and writes the half as an escape. Such a line is
     real; the half becomes U+FFFD, which is as long, so that no size changes.
@@ -153,7 +152,7 @@ def _second_chance(data: bytes, error: Exception) -> tuple[bytes, Line]:
     repaired = _ESCAPE.sub(_whole_escape, data) if b"\\u" in data else data
     if repaired != data:
         try:
-            return repaired, _decode(repaired)
+            return _decode(repaired)
         except (msgspec.MsgspecError, RecursionError) as again:
             error = again
     raise _rejection(repaired, error) from None
@@ -182,8 +181,10 @@ def _newer(version: int) -> LineRejected:
 
 
 def _check(line: Line) -> None:
-    if line.v != LINE_VERSION:
-        raise _newer(line.v) if line.v > LINE_VERSION else LineRejected("bad_fields", f"`v` must be {LINE_VERSION}")
+    if line.v > LINE_VERSION:
+        raise _newer(line.v)
+    if line.v < LINE_VERSION:
+        raise LineRejected("bad_fields", f"`v` must be {LINE_VERSION}")
     if not 0 < len(line.app) <= WRAPPER_CHARS_MAX:
         raise LineRejected("bad_fields", f"`app` must have 1 to {WRAPPER_CHARS_MAX} characters")
     if not 0 < len(line.event) <= WRAPPER_CHARS_MAX:
@@ -201,16 +202,15 @@ def _check_own_id(own_id: str) -> None:
         raise LineRejected("bad_fields", f"`id` must have 1 to {OWN_ID_CHARS_MAX} characters")
 
 
-def _with_older_id(line: Line, data: bytes) -> Line:
-    # The name may stand anywhere in the payload; only the one at the top counts, and only if it is well formed.
+def _with_older_id(line: Line) -> Line:
     try:
-        activity = _decode_older_id(data).enhanced_activity
+        own_id = _decode_activity(line.enhanced_activity).id
     except (msgspec.MsgspecError, RecursionError):
         return line
-    if activity is None or activity.id is None:
+    if own_id is None:
         return line
-    _check_own_id(activity.id)
-    return msgspec.structs.replace(line, id=activity.id)
+    _check_own_id(own_id)
+    return msgspec.structs.replace(line, id=own_id)
 
 
 def _reject_time(detail: str) -> NoReturn:
