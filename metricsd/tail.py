@@ -157,6 +157,9 @@ class Tail:
         except FileNotFoundError:
             return None
         except LineRejected as rejected:
+            if rejected.reason == "capture_unreadable":
+                # No permission, no descriptors left, a disk that stutters: none of these is the capture's fault.
+                return None
             return _Capture(name, b"", None, Reject(file, 0, None, rejected.reason, rejected.detail, entry.size))
         if not data.endswith(b"\n"):
             age_s = self._clock.now_us() / US_PER_S - entry.mtime_ns / 1e9

@@ -98,10 +98,10 @@ class Tally:
                 numbers[index] += 1
 
     def row(self) -> tuple[Any, ...]:
-        """Return the values of FIELDS. A session known by its end alone was last active then."""
+        """Return the values of FIELDS. `last_at` is 0 for a session that is known by its end alone."""
         started = self.started_at or 0
         return (
-            started, self.last_at or started, self.end_at, None, self.end_reason, self.project, self.branch, self.model, *self.numbers,
+            started, self.last_at, self.end_at, None, self.end_reason, self.project, self.branch, self.model, *self.numbers,
         )  # fmt: skip
 
 

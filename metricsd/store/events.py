@@ -168,7 +168,7 @@ def _prepare(
     """Return the rows to insert and what they add up to. The hottest loop of the product: plain and flat on purpose."""
     terms = store.terms
     text_of, type_of, session_of = terms.texts, terms.types, terms.sessions
-    day_of = store.days.of
+    day_of, outcome_codes = store.days.of, _OUTCOME_CODES
     pos = last_pos(store) if own else -state.get_int(store, "remote_rows")
     step = 1 if own else -1
     rows: list[tuple[Any, ...]] = []
@@ -186,7 +186,9 @@ def _prepare(
         branch = None if e.branch is None else text_of.get(e.branch) or terms.text(e.branch)
         subject = None if e.subject is None else text_of.get(e.subject) or terms.text(e.subject)
         batch = None if e.batch is None else terms.text(e.batch)
-        outcome = _outcome_code(store, e.outcome)
+        outcome = None if e.outcome is None else outcome_codes.get(e.outcome)
+        if outcome is None and e.outcome is not None:
+            outcome = OTHER_OUTCOME + terms.text(e.outcome)
         tags, more = (None, None)
         if e.extra is not None or e.model is not None or e.agent is not None or e.reason is not None:
             tags, more = _tags_and_more(store, e)
@@ -213,13 +215,6 @@ def _prepare(
                 tally = tallies[session] = Tally()
             tally.count(e)
     return rows, _Aggregates(totals, tallies)
-
-
-def _outcome_code(store: Store, outcome: str | None) -> int | None:
-    if outcome is None:
-        return None
-    code = _OUTCOME_CODES.get(outcome)
-    return OTHER_OUTCOME + store.terms.text(outcome) if code is None else code
 
 
 def _tags_and_more(store: Store, e: Event) -> tuple[int | None, str | None]:

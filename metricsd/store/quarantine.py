@@ -23,7 +23,8 @@ _SECRET_FIELD = re.compile(
     re.IGNORECASE,
 )
 _INSERT = """
-INSERT OR IGNORE INTO quarantine (key, at, file, offset, bytes, reason, detail, sha256, stored) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO quarantine (key, at, file, offset, bytes, reason, detail, sha256, stored) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET state = 'open', stored = excluded.stored WHERE state = 'retried'
 """
 _COLUMNS = "id, at, file, offset, bytes, reason, detail, lower(hex(sha256)), stored, state"
 
@@ -118,6 +119,12 @@ def bytes_of(store: Store, entry: Entry) -> bytes | None:
         return (folder_of(store) / entry.stored).read_bytes()
     except FileNotFoundError:
         return None
+
+
+def mark_retried(store: Store, entry: int) -> None:
+    """Note that an entry's bytes are being handed back. They stay, and a second refusal opens the entry again."""
+    with store.transaction(full=True):
+        store.db.execute("UPDATE quarantine SET state = 'retried' WHERE id = ?", (entry,))
 
 
 def settle(store: Store, entries: Sequence[int], *, how: str) -> int:

@@ -81,7 +81,7 @@ CREATE TABLE session_counters (
     session INTEGER NOT NULL,
     device INTEGER NOT NULL,
     started_at INTEGER NOT NULL,
-    last_at INTEGER NOT NULL,           -- newest event that is not a session end
+    last_at INTEGER NOT NULL,           -- newest event that is not a session end; 0: only ends were seen
     end_at INTEGER,                     -- newest session end; ends the session only if not older than last_at
     end_reason TEXT,
     idle_at INTEGER,                    -- last_at when silence was taken for an end; void once last_at moved on

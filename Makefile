@@ -1,0 +1,43 @@
+# Every target sets up what it needs: a virtual environment in .venv, made from Python 3.11 or newer alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN_HOME ?= .run
+
+.PHONY: run test demo check bench soak clean
+
+run: $(VENV)/.core
+	METRICSD_HOME="$(abspath $(RUN_HOME))" $(BIN)/metricsd run --with-cloud
+
+demo: $(VENV)/.core
+	$(BIN)/metricsd demo
+
+test: check
+	$(BIN)/pytest -m "not soak" $(TESTS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m bench
+
+soak: $(STAMP)
+	$(BIN)/pytest -m soak --timeout 0
+
+clean:
+	rm -rf $(VENV) $(RUN_HOME) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The folder exists before pip ends, so a stamp file says that it did.
+$(VENV)/.core: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "metricsd needs Python 3.11 or newer; name one with PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(STAMP): pyproject.toml $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
