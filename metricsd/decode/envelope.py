@@ -84,8 +84,8 @@ _decode_version = msgspec.json.Decoder(_Version).decode
 def parse_line(data: bytes) -> Line:
     """Return the line in `data` (with or without its newline).
 
-    Raise LineRejected with reason `oversize`, `nul`, `bad_utf8`, `bad_json`, `too_deep`, `newer_version` or
-    `bad_fields`.
+    Raise LineRejected with reason `oversize`, `nul`, `bad_utf8`, `bad_json`, `too_deep`, `newer_version`,
+    `bad_fields` or `bad_time`.
     """
     if len(data) > LINE_BYTES_MAX:
         raise LineRejected("oversize", f"{len(data)} bytes, at most {LINE_BYTES_MAX}")
@@ -193,6 +193,8 @@ def _check(line: Line) -> None:
         raise LineRejected("oversize", f"a payload of {line.oversize} bytes, at most {LINE_BYTES_MAX}")
     if not len(line.payload):
         raise LineRejected("bad_fields", "`payload` is missing")
+    if line.s is not None and not 0 <= line.s < AT_US_MAX // US_PER_S:
+        raise LineRejected("bad_time", "`s` must be a second from 1970 to 2286")
     if line.id is not None:
         _check_own_id(line.id)
 
