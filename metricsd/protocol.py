@@ -22,7 +22,10 @@ FieldValue = Scalar | list[str]
 
 
 class Problem(Struct, omit_defaults=True, kw_only=True):
-    """Every error body (RFC 9457, application/problem+json). `code` is stable; `limit` names a limit that was hit."""
+    """Every error body (RFC 9457, application/problem+json). `code` is stable; `limit` names a limit that was hit.
+
+    `last_seq` comes with the codes `gap` and `stream_fork`: where the cloud stands in this stream.
+    """
 
     status: int
     title: str
@@ -31,6 +34,7 @@ class Problem(Struct, omit_defaults=True, kw_only=True):
     detail: str = ""
     limit: str | None = None
     retry_after_s: float | None = None
+    last_seq: int | None = None
 
 
 class EnrolRequest(Struct, kw_only=True, omit_defaults=True):

@@ -1,0 +1,336 @@
+"""From bytes on the wire to checked structs: the only place of the cloud that looks at what a client sent.
+
+Every body is bounded before it is held: as received, inflated, in depth and in items. A batch that is wrong as a whole
+is refused with the name of the limit or rule; a single wrong item is rejected with a reason and never takes its
+neighbours with it. Behind this module nothing is checked again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import msgspec
+import zstandard
+
+from metricsd.cloud.backend import EventBatch, EventItem, RecordBatch, RecordItem
+from metricsd.cloud.budget import Share
+from metricsd.cloud.problems import refuse, too_large
+from metricsd.cloud.wiretext import event_key, is_event_id
+from metricsd.config import Cloud
+from metricsd.hlc import parse_stamp
+from metricsd.model import NAME_CHARS_MAX
+from metricsd.protocol import (
+    COUNTERS,
+    RECORD_ID_BYTES_MAX,
+    EnrolRequest,
+    FieldValue,
+    HelloRequest,
+    RecordChange,
+    WireEvent,
+)
+
+S = TypeVar("S", EnrolRequest, HelloRequest)
+
+RECORD_TYPES = frozenset({"session", "tool_metric", "import_batch", COUNTERS})
+AT_US_MAX = 253_402_300_800_000_000
+"""The first microsecond of the year 10000. Clocks years ahead are taken: the event is a fact all the same."""
+EXTRA_KEYS_MAX = 16
+FIELDS_MAX = 64
+NUMBER_MAX = (1 << 63) - 1
+NUMBER_MIN = -(1 << 63)
+INFLATE_STEP_BYTES = 64 * 1024
+ZSTD_WINDOW_BYTES_MAX = 8 * 1024 * 1024
+"""What RFC 8878 asks every decoder to support; more would let a few bytes claim gigabytes."""
+DISCARDED_BODIES = 4
+"""A body above the limit is read on up to this many times the limit, so that its sender gets to read the answer."""
+
+_EVENT_TEXTS = (
+    "session",
+    "tool",
+    "outcome",
+    "call",
+    "project",
+    "branch",
+    "model",
+    "agent",
+    "subject",
+    "reason",
+    "batch",
+)
+_EVENT_NUMBERS = ("duration_ms", "input_bytes", "output_bytes", "lines_added", "lines_removed")
+
+
+class _Envelope(msgspec.Struct):
+    device_id: str
+    epoch: int
+    base_seq: int
+    events: list[msgspec.Raw]
+
+
+class _Position(msgspec.Struct):
+    seq: int
+    id: str | int | float | bool | list[Any] | dict[str, Any] | None = None
+
+
+class _Records(msgspec.Struct):
+    device_id: str
+    changes: list[msgspec.Raw]
+
+
+_DECODE_ENVELOPE = msgspec.json.Decoder(_Envelope).decode
+_DECODE_RECORDS = msgspec.json.Decoder(_Records).decode
+_DECODE_POSITION = msgspec.json.Decoder(_Position).decode
+_DECODE_EVENT = msgspec.json.Decoder(WireEvent).decode
+_DECODE_CHANGE = msgspec.json.Decoder(RecordChange).decode
+# Every bracket becomes one of two characters, everything else is dropped.
+_BRACKETS = bytes.maketrans(b"[{]}", b"(())")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+async def read_raw(chunks: AsyncIterator[bytes], declared: int | None, settings: Cloud, share: Share) -> bytes:
+    """Return the body as received; raise 413 above `body_bytes_max`, 503 when this process holds too many."""
+    limit = settings.body_bytes_max
+    if declared is not None and declared > limit * DISCARDED_BODIES:
+        raise too_large("body_bytes_max", limit)
+    body = bytearray()
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > limit * DISCARDED_BODIES:
+            break
+        if size > limit:
+            body.clear()
+            continue
+        share.take(len(chunk))
+        body += chunk
+    if size > limit:
+        raise too_large("body_bytes_max", limit)
+    return bytes(body)
+
+
+def inflate(raw: bytes, encoding: str, settings: Cloud, share: Share) -> bytes:
+    """Return the body without its Content-Encoding; raise 413 above `inflated_bytes_max`, 415 for other encodings."""
+    limit = settings.inflated_bytes_max
+    match encoding.strip().lower():
+        case "" | "identity":
+            if len(raw) > limit:
+                raise too_large("inflated_bytes_max", limit)
+            return raw
+        case "zstd":
+            return _inflate_zstd(raw, limit, share)
+        case "gzip" | "x-gzip":
+            return _inflate_gzip(raw, limit, share)
+        case _:
+            raise refuse(415, "unsupported_encoding", "send zstd, gzip or no Content-Encoding")
+
+
+def _inflate_zstd(raw: bytes, limit: int, share: Share) -> bytes:
+    body = bytearray()
+    try:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
+        with decompressor.stream_reader(raw, read_across_frames=True) as reader:
+            while chunk := reader.read(INFLATE_STEP_BYTES):
+                _append(body, chunk, limit, share)
+    except zstandard.ZstdError as error:
+        raise refuse(400, "bad_encoding", "the body is not valid zstd") from error
+    return bytes(body)
+
+
+def _inflate_gzip(raw: bytes, limit: int, share: Share) -> bytes:
+    body = bytearray()
+    inflater = zlib.decompressobj(wbits=31)
+    rest = raw
+    try:
+        while rest and not inflater.eof:
+            _append(body, inflater.decompress(rest, INFLATE_STEP_BYTES), limit, share)
+            rest = inflater.unconsumed_tail
+        _append(body, inflater.flush(), limit, share)
+    except zlib.error as error:
+        raise refuse(400, "bad_encoding", "the body is not valid gzip") from error
+    if not inflater.eof or inflater.unused_data:
+        raise refuse(400, "bad_encoding", "the body is not one whole gzip member")
+    return bytes(body)
+
+
+def _append(body: bytearray, chunk: bytes, limit: int, share: Share) -> None:
+    if len(body) + len(chunk) > limit:
+        raise too_large("inflated_bytes_max", limit)
+    share.take(len(chunk))
+    body += chunk
+
+
+def depth_exceeds(body: bytes, depth_max: int) -> bool:
+    """Return whether JSON nests deeper than `depth_max`. Pure, linear, without recursion.
+
+    Strings are dropped, then each pass removes the innermost level of brackets; unbalanced ones are left to the
+    decoder.
+    """
+    if body.count(b"[") + body.count(b"{") <= depth_max:
+        return False
+    brackets = _without_strings(body).translate(_BRACKETS, _NOT_BRACKETS)
+    for _ in range(depth_max):
+        if b"()" not in brackets:
+            break
+        brackets = brackets.replace(b"()", b"")
+    return b"()" in brackets or brackets.count(b"(") > depth_max
+
+
+def _without_strings(body: bytes) -> bytes:
+    # Escaped backslashes go first, then escaped quotes; what is left of quotes alternates between start and end.
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return b"".join(plain.split(b'"')[::2])
+
+
+def parse_small(body: bytes, kind: type[S], settings: Cloud) -> S:
+    """Return a small body (enrolment, hello) as its struct; raise 400 that names what is wrong."""
+    _check_depth(body, settings)
+    decoded: S = _decoded(msgspec.json.Decoder(kind).decode, body)
+    return decoded
+
+
+def check_hello(said: HelloRequest) -> None:
+    """Raise 400 for numbers that no stream can have."""
+    if not 0 <= said.epoch <= NUMBER_MAX or not 0 <= said.acked_seq <= NUMBER_MAX:
+        raise refuse(400, "bad_request", "epoch and acked_seq are numbers from 0 to 2^63-1")
+
+
+def parse_events(body: bytes, settings: Cloud, *, sequenced: bool) -> EventBatch:
+    """Return a `PushEvents`, each item checked; raise 400 or 413 for what is wrong as a whole."""
+    _check_depth(body, settings)
+    envelope = _decoded(_DECODE_ENVELOPE, body)
+    if len(envelope.events) > settings.items_max:
+        raise too_large("items_max", settings.items_max)
+    if not 0 <= envelope.epoch <= NUMBER_MAX or not 0 <= envelope.base_seq <= NUMBER_MAX:
+        raise refuse(400, "bad_request", "epoch and base_seq are numbers from 0 to 2^63-1")
+    items = [_event_item(raw, settings, sequenced) for raw in envelope.events]
+    if sequenced:
+        _check_order(envelope.base_seq, items)
+    return EventBatch(
+        device_id=envelope.device_id,
+        epoch=envelope.epoch,
+        base_seq=envelope.base_seq,
+        items=items,
+        sequenced=sequenced,
+    )
+
+
+def parse_records(body: bytes, settings: Cloud) -> RecordBatch:
+    """Return a `PushRecords`, each change checked; raise 400 or 413 for what is wrong as a whole."""
+    _check_depth(body, settings)
+    pushed = _decoded(_DECODE_RECORDS, body)
+    if len(pushed.changes) > settings.items_max:
+        raise too_large("items_max", settings.items_max)
+    return RecordBatch(device_id=pushed.device_id, items=[_record_item(raw, settings) for raw in pushed.changes])
+
+
+def event_fault(event: WireEvent) -> str | None:
+    """Return why an event cannot be stored, as `reason: field`; None when it can. Pure."""
+    if not is_event_id(event.id):
+        return "bad_id"
+    if not 0 <= event.at < AT_US_MAX:
+        return "out_of_range: at"
+    for name in ("kind", "name", "app"):
+        text: str = getattr(event, name)
+        if not 0 < len(text) <= NAME_CHARS_MAX:
+            return f"too_long: {name}" if text else f"empty: {name}"
+    for name in _EVENT_TEXTS:
+        optional: str | None = getattr(event, name)
+        if optional is not None and len(optional) > NAME_CHARS_MAX:
+            return f"too_long: {name}"
+    for name in _EVENT_NUMBERS:
+        number: int | None = getattr(event, name)
+        if number is not None and not NUMBER_MIN <= number <= NUMBER_MAX:
+            return f"out_of_range: {name}"
+    return None if event.extra is None else _extra_fault(event.extra)
+
+
+def change_fault(change: RecordChange) -> str | None:
+    """Return why a change of a record cannot be applied, as `reason: field`; None when it can. Pure."""
+    if change.type not in RECORD_TYPES:
+        return "unknown_type"
+    if not 0 < len(change.id.encode()) <= RECORD_ID_BYTES_MAX:
+        return "bad_id"
+    if len(change.fields) > FIELDS_MAX or not change.stamps.keys() <= change.fields.keys():
+        return "bad_fields"
+    if not all(0 < len(name) <= NAME_CHARS_MAX and _is_storable(value) for name, value in change.fields.items()):
+        return "bad_fields"
+    stamps = [*change.stamps.values(), *([] if change.stamp is None else [change.stamp])]
+    return None if all(_is_stamp(stamp) for stamp in stamps) else "bad_stamp"
+
+
+def _event_item(raw: msgspec.Raw, settings: Cloud, sequenced: bool) -> EventItem:
+    reason: str | None
+    try:
+        event = _DECODE_EVENT(raw)
+        reason = "too_large" if len(bytes(raw)) > settings.item_bytes_max else event_fault(event)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        position = _position_of(raw, sequenced)
+        text = position.id if isinstance(position.id, str) else repr(position.id)
+        return EventItem(position.seq, event_key(text), None, "malformed")
+    return EventItem(event.seq, event_key(event.id), None if reason else event, reason)
+
+
+def _position_of(raw: msgspec.Raw, sequenced: bool) -> _Position:
+    """Return where a malformed item stands; without that nobody could say what is settled."""
+    try:
+        return _DECODE_POSITION(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if not sequenced:
+            return _Position(0)
+        raise refuse(400, "bad_request", "an item of events has no readable seq and id") from error
+
+
+def _record_item(raw: msgspec.Raw, settings: Cloud) -> RecordItem:
+    try:
+        change = _DECODE_CHANGE(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return RecordItem(None, "malformed")
+    reason = "too_large" if len(bytes(raw)) > settings.item_bytes_max else change_fault(change)
+    return RecordItem(None if reason else change, reason)
+
+
+def _check_order(base_seq: int, items: list[EventItem]) -> None:
+    before = base_seq
+    for item in items:
+        if not before < item.seq <= NUMBER_MAX:
+            raise refuse(400, "bad_order", "each seq must be greater than the one before it, the first than base_seq")
+        before = item.seq
+
+
+def _check_depth(body: bytes, settings: Cloud) -> None:
+    if depth_exceeds(body, settings.depth_max):
+        raise refuse(400, "too_deep", f"more than {settings.depth_max} levels", limit="depth_max")
+
+
+def _decoded(decode: Any, body: bytes) -> Any:
+    try:
+        return decode(body)
+    except msgspec.ValidationError as error:
+        raise refuse(400, "bad_request", str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise refuse(400, "bad_json", "the body is not JSON in UTF-8") from error
+
+
+def _extra_fault(extra: dict[str, int | str]) -> str | None:
+    if len(extra) > EXTRA_KEYS_MAX:
+        return "too_many: extra"
+    for key, value in extra.items():
+        if len(key) > NAME_CHARS_MAX or (isinstance(value, str) and len(value) > NAME_CHARS_MAX):
+            return "too_long: extra"
+        if isinstance(value, int) and not NUMBER_MIN <= value <= NUMBER_MAX:
+            return "out_of_range: extra"
+    return None
+
+
+def _is_storable(value: FieldValue) -> bool:
+    return not isinstance(value, int) or NUMBER_MIN <= value <= NUMBER_MAX
+
+
+def _is_stamp(text: str) -> bool:
+    try:
+        parse_stamp(text)
+    except ValueError:
+        return False
+    return True

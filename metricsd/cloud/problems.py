@@ -1,0 +1,76 @@
+"""The cloud's refusals: each is one exception that carries the problem document it is answered with.
+
+Codes are stable, because clients act on them; texts may change. A refusal names what was wrong, which limit it hit
+and when to come back. It never repeats bytes of the request, so that an error page cannot carry another's text.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from metricsd.errors import MetricsdError
+from metricsd.protocol import Problem
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1.0
+_TITLES = {
+    400: "Bad request",
+    401: "Not authenticated",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "Request timed out",
+    409: "Conflict with the stream",
+    410: "History changed",
+    413: "Request too large",
+    415: "Encoding not supported",
+    500: "Internal error",
+    503: "Busy",
+}
+
+
+class Refused(MetricsdError):
+    """The cloud refused a request; its problem document says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"{problem.status} {problem.code}: {problem.detail or problem.title}")
+        self.problem = problem
+
+
+def refuse(
+    status: int,
+    code: str,
+    detail: str = "",
+    *,
+    limit: str | None = None,
+    retry_after_s: float | None = None,
+    last_seq: int | None = None,
+) -> Refused:
+    """Return the exception to raise for one problem."""
+    title = _TITLES.get(status, "Error")
+    return Refused(
+        Problem(
+            status=status,
+            title=title,
+            code=code,
+            detail=detail,
+            limit=limit,
+            retry_after_s=retry_after_s,
+            last_seq=last_seq,
+        )
+    )
+
+
+def busy(detail: str) -> Refused:
+    """Return the refusal for a bound that is reached now: come back in a moment."""
+    return refuse(503, "busy", detail, retry_after_s=RETRY_AFTER_S)
+
+
+def too_large(limit: str, bound: int) -> Refused:
+    """Return the refusal for a request above the limit of that name."""
+    return refuse(413, "too_large", f"more than {bound}", limit=limit)
+
+
+def body_of(problem: Problem) -> bytes:
+    """Return the problem document as JSON."""
+    return msgspec.json.encode(problem)

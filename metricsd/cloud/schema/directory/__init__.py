@@ -1,0 +1,1 @@
+"""Schema steps of the control database: tenants, users, devices, tokens."""

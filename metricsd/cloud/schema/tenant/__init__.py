@@ -1,0 +1,1 @@
+"""Schema steps of one tenant's database: streams, events, records, the feed."""

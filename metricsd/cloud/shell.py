@@ -1,0 +1,54 @@
+"""The outermost layer of the app: security headers, the deadline of an answer, and one measurement per request.
+
+It sees every answer, errors of the framework included, which inner layers do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from metricsd.cloud.metrics import Metrics
+
+SEND_TIMEOUT_S = 30.0
+"""A client that does not read its answer is dropped after this."""
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Shell:
+    """An ASGI app around another."""
+
+    def __init__(self, inner: ASGIApp, metrics: Metrics) -> None:
+        self._inner = inner
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; other kinds of connections pass through."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._inner(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 500
+
+        async def send_dressed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *HEADERS]
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send(message)
+
+        try:
+            await self._inner(scope, receive, send_dressed)
+        finally:
+            self._metrics.answered(str(scope["method"]), scope["path"], status, time.perf_counter() - began)

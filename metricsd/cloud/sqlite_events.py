@@ -1,0 +1,247 @@
+"""Streams and events of a tenant on SQLite: what a push stores, and what a hello finds.
+
+A stream is (device, epoch); its positions only grow. Every settled position keeps the event id it was settled with,
+so that a replay answers as the first time did and a clone of the device is told from a replay. A batch that is
+refused as a whole leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, NamedTuple
+
+import msgspec
+
+from metricsd.cloud.backend import EventBatch, EventItem, EventOutcome, Writer
+from metricsd.cloud.problems import refuse
+from metricsd.cloud.sqlite_file import Terms, Transaction
+from metricsd.cloud.wiretext import event_id_text
+from metricsd.protocol import EventResult, HelloReply, HelloRequest, WireEvent
+
+IDS_PER_QUERY = 500
+_INSERT_EVENT = "INSERT INTO event VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+EVENT_COLUMNS = (
+    "change, id, device, seq, at, kind, name, app, session, tool, outcome, duration_ms, call, project, branch, model,"
+    " agent, subject, reason, input_bytes, output_bytes, lines_added, lines_removed, batch, extra"
+)
+
+
+class Stream(NamedTuple):
+    """Where a stream stands: settled up to `last_seq`, whose item had the id `last_id`."""
+
+    epoch: int
+    last_seq: int
+    last_id: bytes | None
+
+
+class Bound(NamedTuple):
+    """What a settled position holds; `reason` when it was rejected."""
+
+    key: bytes
+    reason: str | None
+
+
+def push_events(transaction: Transaction, writer: Writer, batch: EventBatch) -> EventOutcome:
+    """Store what is new of a batch; raise 409 `gap` or `stream_fork` before anything is written."""
+    device = transaction.terms.id_of(batch.device_id)
+    if not batch.sequenced:
+        results = _store(transaction, writer, device, None, batch.items)
+        stream = newest_stream(transaction.db, device)
+        return EventOutcome(results, 0 if stream is None else stream.last_seq)
+    stream = _stream_of(transaction.db, device, batch)
+    old = [item for item in batch.items if item.seq <= stream.last_seq]
+    new = batch.items[len(old) :]
+    replayed = _replay(transaction, device, stream, old)
+    stored = _store(transaction, writer, device, stream.epoch, new)
+    last = new[-1] if new else None
+    if last is not None or stream.last_id is None:
+        _advance(transaction.db, device, stream, last)
+    return EventOutcome(replayed + stored, stream.last_seq if last is None else last.seq)
+
+
+def find_hello(db: sqlite3.Connection, terms: Terms, request: HelloRequest, cursor_ok: bool, now: int) -> HelloReply:
+    """Return what is held of the device's newest stream. For an epoch not seen before, that is nothing."""
+    device = terms.find(request.device_id)
+    stream = None if device is None else newest_stream(db, device)
+    if device is None or stream is None or stream.epoch < request.epoch:
+        return HelloReply(server_time=now, epoch=request.epoch, last_seq=0, cursor_ok=cursor_ok)
+    bound = find_bound(db, device, request.epoch, request.acked_seq)
+    return HelloReply(
+        server_time=now,
+        epoch=stream.epoch,
+        last_seq=stream.last_seq,
+        last_id="" if stream.last_id is None else event_id_text(stream.last_id, request.acked_id),
+        id_at_acked=None if bound is None else event_id_text(bound.key, request.acked_id),
+        cursor_ok=cursor_ok,
+    )
+
+
+def newest_stream(db: sqlite3.Connection, device: int) -> Stream | None:
+    """Return the device's stream of the highest epoch, None before its first push."""
+    row = db.execute(
+        "SELECT epoch, last_seq, last_id FROM device_stream WHERE device = ? ORDER BY epoch DESC LIMIT 1", (device,)
+    ).fetchone()
+    return None if row is None else Stream(*row)
+
+
+def find_bound(db: sqlite3.Connection, device: int, epoch: int, seq: int) -> Bound | None:
+    """Return what a position of a stream was settled with, None if nothing ever was there."""
+    position = (device, epoch, seq)
+    row = db.execute("SELECT id FROM event WHERE device = ? AND epoch = ? AND seq = ?", position).fetchone()
+    if row is not None:
+        return Bound(row[0], None)
+    row = db.execute("SELECT id, reason FROM binding WHERE device = ? AND epoch = ? AND seq = ?", position).fetchone()
+    return None if row is None else Bound(*row)
+
+
+def wire_event(row: Any, terms: Terms) -> WireEvent:
+    """Return a row of EVENT_COLUMNS as it travels."""
+
+    def text(number: int | None) -> str | None:
+        return None if number is None else terms.text_of(number)
+
+    return WireEvent(
+        id=row[1].hex(),
+        seq=row[3] or 0,
+        at=row[4],
+        kind=terms.text_of(row[5]),
+        name=terms.text_of(row[6]),
+        app=terms.text_of(row[7]),
+        session=text(row[8]),
+        tool=text(row[9]),
+        outcome=text(row[10]),
+        duration_ms=row[11],
+        call=row[12],
+        project=text(row[13]),
+        branch=text(row[14]),
+        model=text(row[15]),
+        agent=text(row[16]),
+        subject=text(row[17]),
+        reason=text(row[18]),
+        input_bytes=row[19],
+        output_bytes=row[20],
+        lines_added=row[21],
+        lines_removed=row[22],
+        batch=text(row[23]),
+        extra=None if row[24] is None else msgspec.json.decode(row[24], type=dict[str, int | str]),
+    )
+
+
+def _stream_of(db: sqlite3.Connection, device: int, batch: EventBatch) -> Stream:
+    """Return the stream that the batch continues; a new epoch starts at the batch's base."""
+    stream = newest_stream(db, device)
+    if stream is None or batch.epoch > stream.epoch:
+        return Stream(batch.epoch, batch.base_seq, None)
+    if batch.epoch < stream.epoch:
+        raise refuse(409, "stream_fork", f"this device already writes epoch {stream.epoch}", last_seq=stream.last_seq)
+    if batch.base_seq > stream.last_seq:
+        raise refuse(409, "gap", f"positions after last_seq={stream.last_seq} are missing", last_seq=stream.last_seq)
+    return stream
+
+
+def _replay(transaction: Transaction, device: int, stream: Stream, old: list[EventItem]) -> list[EventResult]:
+    """Return what the first push of these positions was told, with `stored` turned into `duplicate`.
+
+    Raise 409 `stream_fork` when one is settled with another id than the one offered now, or was passed over.
+    """
+    owners = _owners(transaction.db, [item.key for item in old])
+    results = []
+    for item in old:
+        bound = find_bound(transaction.db, device, stream.epoch, item.seq)
+        if bound is None or bound.key != item.key:
+            raise refuse(
+                409, "stream_fork", f"position {item.seq} is settled with another event", last_seq=stream.last_seq
+            )
+        if bound.reason is not None:
+            results.append(EventResult(status="rejected", reason=bound.reason))
+        else:
+            results.append(_duplicate(transaction.terms, owners.get(item.key, device), device))
+    return results
+
+
+def _store(
+    transaction: Transaction, writer: Writer, device: int, epoch: int | None, items: list[EventItem]
+) -> list[EventResult]:
+    """Insert what is new and bind the positions of the rest; results in the order of the items."""
+    owners = _owners(transaction.db, [item.key for item in items if item.event is not None])
+    user = transaction.terms.id_of(writer.user)
+    results: list[EventResult] = []
+    rows: list[tuple[Any, ...]] = []
+    bindings: list[tuple[Any, ...]] = []
+    for item in items:
+        if item.event is None:
+            results.append(EventResult(status="rejected", reason=item.reason))
+        elif item.key in owners:
+            results.append(_duplicate(transaction.terms, owners[item.key], device))
+        else:
+            owners[item.key] = device
+            rows.append(_row(transaction, user, device, epoch, item, item.event))
+            results.append(EventResult(status="stored"))
+            continue
+        if epoch is not None and item.seq > 0:
+            bindings.append((device, epoch, item.seq, item.key, item.reason))
+    transaction.db.executemany(_INSERT_EVENT, rows)
+    transaction.db.executemany("INSERT INTO binding VALUES (?, ?, ?, ?, ?)", bindings)
+    return results
+
+
+def _owners(db: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, int]:
+    """Return the device of each event that is already here."""
+    found: dict[bytes, int] = {}
+    for start in range(0, len(keys), IDS_PER_QUERY):
+        part = keys[start : start + IDS_PER_QUERY]
+        found.update(db.execute(f"SELECT id, device FROM event WHERE id IN ({','.join('?' * len(part))})", part))  # noqa: S608 - question marks only
+    return found
+
+
+def _duplicate(terms: Terms, owner: int, device: int) -> EventResult:
+    return EventResult(status="duplicate", device=None if owner == device else terms.text_of(owner))
+
+
+def _advance(db: sqlite3.Connection, device: int, stream: Stream, last: EventItem | None) -> None:
+    last_seq, last_id = (stream.last_seq, None) if last is None else (last.seq, last.key)
+    db.execute(
+        "INSERT INTO device_stream (device, epoch, start_seq, last_seq, last_id) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (device, epoch) DO UPDATE SET last_seq = excluded.last_seq, last_id = excluded.last_id",
+        (device, stream.epoch, stream.last_seq, last_seq, last_id),
+    )
+
+
+def _row(
+    transaction: Transaction, user: int, device: int, epoch: int | None, item: EventItem, event: WireEvent
+) -> tuple[Any, ...]:
+    """Return the columns of `event`, in the order of the table."""
+    term = transaction.terms.id_of
+
+    def optional(text: str | None) -> int | None:
+        return None if text is None else term(text)
+
+    return (
+        transaction.next_change(),
+        item.key,
+        user,
+        device,
+        epoch,
+        None if epoch is None else item.seq,
+        event.at,
+        term(event.kind),
+        term(event.name),
+        term(event.app),
+        optional(event.session),
+        optional(event.tool),
+        optional(event.outcome),
+        event.duration_ms,
+        event.call,
+        optional(event.project),
+        optional(event.branch),
+        optional(event.model),
+        optional(event.agent),
+        optional(event.subject),
+        optional(event.reason),
+        event.input_bytes,
+        event.output_bytes,
+        event.lines_added,
+        event.lines_removed,
+        optional(event.batch),
+        None if event.extra is None else msgspec.json.encode(event.extra).decode(),
+    )

@@ -1,0 +1,124 @@
+"""The feed of a user on SQLite: events and records of the other devices, in the order of their change numbers.
+
+Numbers become visible in their order (see the schema), so reading on after the last one skips nothing. One page is
+bounded in items, in bytes and in rows looked at: the cursor also moves past the device's own items, and `more` says
+that a page ended before the history did, even when it is empty.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from metricsd.cloud.backend import FeedQuery, Writer
+from metricsd.cloud.problems import refuse
+from metricsd.cloud.sqlite_events import EVENT_COLUMNS, wire_event
+from metricsd.cloud.sqlite_file import Terms
+from metricsd.cloud.sqlite_records import RECORD_COLUMNS, record_state
+from metricsd.cloud.wiretext import parse_revision, revision_text
+from metricsd.protocol import Change, ChangesReply
+
+PAGE_BYTES_MAX = 8 * 1024 * 1024
+"""Texts in one page: a thousand records of the largest size must not be built in memory."""
+ROWS_LOOKED_AT_MAX = 20_000
+"""A device with a million events of its own passes over them in pages of this many rows (some 10 ms each)."""
+NOBODY = -1
+
+_AHEAD = (
+    "SELECT max(change), count(*) FROM (SELECT change FROM {} WHERE user = ? AND change > ? ORDER BY change LIMIT ?)"
+)
+_EVENTS_AHEAD, _RECORDS_AHEAD = _AHEAD.format("event"), _AHEAD.format("record")
+_EVENTS = f"""
+SELECT {EVENT_COLUMNS} FROM event WHERE user = ? AND device != ? AND change > ? AND change <= ? ORDER BY change LIMIT ?
+"""  # noqa: S608 - constants
+_RECORDS = f"""
+SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND device != ? AND change > ? AND change <= ? ORDER BY change LIMIT ?
+"""  # noqa: S608 - constants
+
+
+class Window(NamedTuple):
+    """The change numbers that one page looks at: (after, upto]; `whole` when nothing lies behind."""
+
+    after: int
+    upto: int
+    whole: bool
+
+
+def is_known(db: sqlite3.Connection, cursor: str) -> bool:
+    """Return whether a cursor is of this history. The empty one is of every history."""
+    return cursor == "" or _position(db, cursor) is not None
+
+
+def read_page(db: sqlite3.Connection, terms: Terms, writer: Writer, query: FeedQuery, now: int) -> ChangesReply:
+    """Return the next page; raise 410 `history_changed` for a cursor of another history."""
+    after = 0 if query.cursor == "" else _position(db, query.cursor)
+    if after is None:
+        raise refuse(410, "history_changed", "the cursor is not of this cloud's history; start again without one")
+    user = terms.find(writer.user)
+    own = NOBODY if writer.device is None else terms.find(writer.device)
+    window = _window(db, user, after, query.only_records)
+    items: list[Change] = []
+    size, last = 0, window.after
+    for change, row, is_event in _rows(db, user, NOBODY if own is None else own, window, query):
+        if len(items) == query.limit or size >= PAGE_BYTES_MAX:
+            return _page(db, items, last, True, now)
+        items.append(_item(row, terms, is_event))
+        size += len(row[24] or "") if is_event else len(row[5]) + len(row[6])
+        last = change
+    return _page(db, items, window.upto, not window.whole, now)
+
+
+def _position(db: sqlite3.Connection, cursor: str) -> int | None:
+    found = parse_revision(cursor)
+    if found is None:
+        return None
+    change, nonce = found
+    row = db.execute(
+        "SELECT last, nonce FROM change_log WHERE first <= ? ORDER BY first DESC LIMIT 1", (change,)
+    ).fetchone()
+    return change if row is not None and change <= row[0] and row[1] == nonce else None
+
+
+def _window(db: sqlite3.Connection, user: int | None, after: int, only_records: bool) -> Window:
+    head: int = db.execute("SELECT change FROM counter").fetchone()[0]
+    ends = []
+    for ahead in (_RECORDS_AHEAD,) if only_records else (_RECORDS_AHEAD, _EVENTS_AHEAD):
+        end, rows = db.execute(ahead, (user, after, ROWS_LOOKED_AT_MAX)).fetchone()
+        if rows == ROWS_LOOKED_AT_MAX:
+            ends.append(int(end))
+    upto = min([head, *ends])
+    return Window(after, upto, upto == head)
+
+
+def _rows(
+    db: sqlite3.Connection, user: int | None, own: int, window: Window, query: FeedQuery
+) -> Iterator[tuple[int, Any, bool]]:
+    """Yield (change, row, is an event) in change order, lazily: at most one row of each table is in memory."""
+    bounds = (user, own, window.after, window.upto, query.limit + 1)
+    records = ((row[0], row, False) for row in db.execute(_RECORDS, bounds))
+    if query.only_records:
+        return records
+    events = ((row[0], row, True) for row in db.execute(_EVENTS, bounds))
+    return heapq.merge(events, records, key=lambda entry: entry[0])
+
+
+def _item(row: Any, terms: Terms, is_event: bool) -> Change:
+    device = terms.text_of(row[2])
+    if is_event:
+        return Change(device=device, event=wire_event(row, terms))
+    return Change(device=device, record=record_state(row, terms))
+
+
+def _page(db: sqlite3.Connection, items: list[Change], last: int, more: bool, now: int) -> ChangesReply:
+    return ChangesReply(items=items, cursor=_cursor(db, last), more=more, server_time=now)
+
+
+def _cursor(db: sqlite3.Connection, change: int) -> str:
+    if change == 0:
+        return ""
+    nonce = db.execute(
+        "SELECT nonce FROM change_log WHERE first <= ? ORDER BY first DESC LIMIT 1", (change,)
+    ).fetchone()[0]
+    return revision_text(change, nonce)
