@@ -55,7 +55,10 @@ def test_the_users_file_beats_the_systems_and_the_environment_beats_both(home: P
     [
         ("[sync]\n\nintervall_s = 3\n", r"config.toml:3: unknown key 'intervall_s' in \[sync\]; known are interval_s"),
         ("[sink]\n", r"config.toml:1: unknown section \[sink\]; known are tail"),
-        ("\n\n[sync]\ninterval_s = '5'\n", r"config.toml:4: sync.interval_s must be a number from 0.1 to 86400 \(seconds\), not '5'"),
+        (
+            "\n\n[sync]\ninterval_s = '5'\n",
+            r"config.toml:4: sync.interval_s must be a number from 0.1 to 86400 \(seconds\), not '5'",
+        ),
         ("[sync]\nbatch_size = true\n", "must be a whole number"),
         ("[sync]\nbatch_size = 0\n", "from 1 to 5000"),
         ("[sync]\ninterval_s = nan\n", "must be a number"),
