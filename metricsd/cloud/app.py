@@ -47,7 +47,7 @@ INFLATE_ASIDE_BYTES = 64 * 1024
 """Larger bodies are inflated and decoded in a thread, so that they do not hold up the others."""
 INFLATING_MAX = 2
 """Bodies that are inflated at once: bounds what hostile ones can claim to two times `inflated_bytes_max`."""
-FEATURES = ["events", "records", "changes", "unsequenced"]
+FEATURES = ["zstd", "gzip", "unsequenced"]
 CURSOR_CHARS_MAX = 64
 
 log = structlog.get_logger("cloud")
@@ -133,7 +133,7 @@ async def capabilities(request: Req) -> Response[bytes]:
     )
 
 
-@post(f"{PREFIX}/devices", status_code=201)
+@post(f"{PREFIX}/devices", status_code=200)
 async def devices(request: Req) -> Response[bytes]:
     """Enrol a device."""
     cloudlet = _cloudlet(request)
@@ -141,7 +141,7 @@ async def devices(request: Req) -> Response[bytes]:
     with cloudlet.budget.share() as share:
         body = await cloudlet.body(request, share)
         wanted = ingest.parse_small(body, EnrolRequest, cloudlet.settings)
-    return _answer(await tenants.enrol(cloudlet.backend.directory, token, wanted), status=201)
+    return _answer(await tenants.enrol(cloudlet.backend.directory, token, wanted))
 
 
 @post(f"{PREFIX}/hello", status_code=200)
@@ -237,8 +237,8 @@ def _writer(token: Token) -> Writer:
     return Writer(token.user, token.device)
 
 
-def _answer(reply: msgspec.Struct, status: int = 200) -> Response[bytes]:
-    return Response(msgspec.json.encode(reply), media_type="application/json", status_code=status)
+def _answer(reply: msgspec.Struct) -> Response[bytes]:
+    return Response(msgspec.json.encode(reply), media_type="application/json")
 
 
 async def _aside(size: int, parse: Any, body: bytes, settings: Cloud, sequenced: bool | None = None) -> Any:

@@ -69,7 +69,7 @@ def document() -> bytes:
 def _paths() -> dict[str, Any]:
     return {
         f"{PREFIX}/capabilities": {"get": _operation("Limits and features", reply=Capabilities)},
-        f"{PREFIX}/devices": {"post": _operation("Enrol a device", body=EnrolRequest, reply=EnrolReply, status=201)},
+        f"{PREFIX}/devices": {"post": _operation("Enrol a device", body=EnrolRequest, reply=EnrolReply)},
         f"{PREFIX}/hello": {"post": _operation("Compare the stream", body=HelloRequest, reply=HelloReply)},
         f"{PREFIX}/events": {
             "post": _operation("Push events", body=PushEvents, reply=PushEventsReply, parameters=[_UNSEQUENCED])
@@ -88,12 +88,11 @@ def _operation(
     *,
     reply: type[msgspec.Struct],
     body: type[msgspec.Struct] | None = None,
-    status: int = 200,
     parameters: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     made: dict[str, Any] = {
         "summary": summary,
-        "responses": {str(status): _content("Done", "application/json", _ref(reply)), "default": _problem()},
+        "responses": {"200": _content("Done", "application/json", _ref(reply)), "default": _problem()},
     }
     if body is not None:
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
