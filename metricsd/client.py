@@ -1,0 +1,386 @@
+"""The wire's client: asks the cloud, and turns every way in which that can fail into one of our errors.
+
+Answers are decoded into the wire's structs here and nowhere else; whatever is not our protocol (a captive portal's
+page, a proxy's error) counts as an unreachable cloud. No redirect is followed, no token leaves over plain HTTP except
+to this machine itself, and every request has a deadline and a bound on its answer. It never retries: the engine
+plans that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import ipaddress
+import socket
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+import httpx
+import msgspec
+import zstandard
+
+from metricsd import __version__
+from metricsd.config import Sync
+from metricsd.errors import (
+    AuthError,
+    CloudBusy,
+    CloudError,
+    CloudRefused,
+    CloudUnreachable,
+    ConfigError,
+    HistoryChanged,
+    StreamForked,
+    UsageError,
+)
+from metricsd.protocol import (
+    PREFIX,
+    Capabilities,
+    EnrolReply,
+    EnrolRequest,
+    HelloReply,
+    HelloRequest,
+    Problem,
+    PushEventsReply,
+    PushRecords,
+    PushRecordsReply,
+)
+
+T = TypeVar("T")
+
+ANSWER_BYTES_MAX = 32 * 1024 * 1024
+"""Longest answer that is read, after decompression; a page of the feed is far below."""
+COMPRESS_BYTES_MIN = 1024
+"""Shorter bodies are sent as they are."""
+ZSTD_LEVEL = 1
+CONNECTIONS_MAX = 4
+_CAUSES_MAX = 16
+_ZSTD = "zstd"
+_GZIP = "gzip"
+_UNREACHABLE = "the events wait here and are sent when it is back"
+
+
+class ChangesPage(msgspec.Struct, kw_only=True):
+    """One page of the feed; items are decoded one by one, so that a bad one does not hide the others."""
+
+    items: list[msgspec.Raw]
+    cursor: str
+    more: bool
+    server_time: int
+
+
+class Answer(NamedTuple):
+    """An HTTP answer, read whole."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
+def check_url(url: str) -> str:
+    """Return the cloud's base URL in its normal form; raise UsageError for one that must not be used."""
+    try:
+        parts = urlsplit(url.strip())
+        _ = parts.port
+    except ValueError as error:
+        raise UsageError(f"not a URL: {error}: write it as https://host or https://host:port") from error
+    if parts.username is not None or parts.password is not None:
+        raise UsageError("the URL holds a user name or password: leave them out, `metricsd login` asks for the token")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"{_shown(parts)}: not a web address: write it as https://host or https://host:port")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise UsageError(f"{_shown(parts)}: http would send the token unencrypted: use https (http is for localhost)")
+    if parts.query or parts.fragment:
+        raise UsageError(f"{_shown(parts)}: the address must end before '?' and '#'")
+    return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path.rstrip("/"), "", ""))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether the host is this machine itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class CloudClient:
+    """Calls of one cloud with one token. Close it, or use it as an async context manager."""
+
+    def __init__(
+        self, url: str, token: str, settings: Sync, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        """`transport` replaces the network in tests. Raises UsageError, ConfigError (ca_file)."""
+        self.url = check_url(url)
+        host = urlsplit(self.url).hostname or ""
+        self._settings = settings
+        self._encoding = _ZSTD
+        self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+        self._http = httpx.AsyncClient(
+            headers={
+                "Authorization": f"Bearer {_clean_token(token)}",
+                "User-Agent": f"metricsd/{__version__}",
+                "Accept": "application/json",
+            },
+            timeout=httpx.Timeout(settings.request_timeout_s, connect=settings.connect_timeout_s),
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
+            follow_redirects=False,
+            # A proxy for this machine's own cloud would carry the token out and back.
+            trust_env=not is_loopback(host),
+            verify=_tls(settings) if self.url.startswith("https:") else False,
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> CloudClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def healthz(self) -> None:
+        """Probe the cloud; raise CloudError when it is not there or not healthy."""
+        answer = await self._ask("GET", "/healthz", None)
+        if answer.status != HTTPStatus.OK or not _is_json(answer):
+            raise _not_ours(self.url, answer)
+
+    async def enrol(self, name: str, parent: str | None = None) -> EnrolReply:
+        """Make this installation a device; with `parent`, after a fork."""
+        return await self._post("/devices", EnrolRequest(name=name, parent=parent), EnrolReply)
+
+    async def capabilities(self) -> Capabilities:
+        """Return the server's limits and features."""
+        return _decoded(self.url, await self._call("GET", "/capabilities", None), Capabilities)
+
+    async def hello(self, request: HelloRequest) -> HelloReply:
+        """Compare the stream's position with the cloud's."""
+        return await self._post("/hello", request, HelloReply)
+
+    async def push_events(self, body: bytes) -> PushEventsReply:
+        """Send a PushEvents body that is encoded already.
+
+        Raises StreamForked, CloudRefused (a status of 409 means a gap: say hello again).
+        """
+        return _decoded(self.url, await self._call("POST", "/events", body), PushEventsReply)
+
+    async def push_records(self, request: PushRecords) -> PushRecordsReply:
+        """Send changes of records."""
+        return await self._post("/records", request, PushRecordsReply)
+
+    async def changes(self, cursor: str, limit: int, *, only_records: bool = False) -> ChangesPage:
+        """Return the page of the feed behind `cursor` ("" from the start); raise HistoryChanged for a lost cursor."""
+        query = {"cursor": cursor, "limit": str(limit)} | ({"only": "records"} if only_records else {})
+        path = f"/changes?{httpx.QueryParams(query)}"
+        return _decoded(self.url, await self._call("GET", path, None), ChangesPage)
+
+    async def _post(self, path: str, request: msgspec.Struct, reply: type[T]) -> T:
+        return _decoded(self.url, await self._call("POST", path, msgspec.json.encode(request)), reply)
+
+    async def _call(self, method: str, path: str, body: bytes | None) -> Answer:
+        answer = await self._ask(method, PREFIX + path, body)
+        if answer.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE and self._encoding == _ZSTD and body is not None:
+            # A proxy or an older server that cannot read zstd; every server reads gzip.
+            self._encoding = _GZIP
+            answer = await self._ask(method, PREFIX + path, body)
+        if answer.status not in (HTTPStatus.OK, HTTPStatus.CREATED):
+            raise _refusal(self.url, answer)
+        return answer
+
+    async def _ask(self, method: str, path: str, body: bytes | None) -> Answer:
+        headers, content = self._packed(body)
+        limit = self._settings.request_timeout_s
+        try:
+            async with (
+                asyncio.timeout(limit),
+                self._http.stream(method, self.url + path, content=content, headers=headers) as response,
+            ):
+                return Answer(response.status_code, response.headers, await self._read(response))
+        except TimeoutError as error:
+            raise CloudUnreachable(f"{self.url} did not answer within {limit:g} s: {_UNREACHABLE}") from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+            raise CloudUnreachable(f"{self.url} cannot be reached: {_cause(error)}: {_UNREACHABLE}") from error
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in response.aiter_bytes():
+            size += len(part)
+            if size > ANSWER_BYTES_MAX:
+                raise CloudUnreachable(f"{self.url} answered with over {ANSWER_BYTES_MAX} bytes: check the address")
+            parts.append(part)
+        return b"".join(parts)
+
+    def _packed(self, body: bytes | None) -> tuple[dict[str, str], bytes | None]:
+        if body is None:
+            return {}, None
+        headers = {"Content-Type": "application/json"}
+        if len(body) < COMPRESS_BYTES_MIN:
+            return headers, body
+        if self._encoding == _ZSTD:
+            return headers | {"Content-Encoding": _ZSTD}, self._compressor.compress(body)
+        return headers | {"Content-Encoding": _GZIP}, gzip.compress(body, compresslevel=1, mtime=0)
+
+
+def _shown(parts: SplitResult) -> str:
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))[:200] or "the address"
+
+
+def _clean_token(token: str) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise AuthError("the token is empty or damaged: copy it again and run `metricsd login URL`")
+    return token
+
+
+def _tls(settings: Sync) -> ssl.SSLContext:
+    # The system's trust store, because companies put their own authorities there and nowhere else.
+    import truststore
+
+    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if settings.ca_file:
+        try:
+            context.load_verify_locations(cafile=settings.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"sync.ca_file: {settings.ca_file} cannot be used ({error}): it must be a readable PEM file"
+            ) from error
+    return context
+
+
+def _is_json(answer: Answer) -> bool:
+    kind = str(answer.headers.get("content-type", "")).partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
+
+
+def _decoded(url: str, answer: Answer, kind: type[T]) -> T:
+    if not _is_json(answer):
+        raise _not_ours(url, answer)
+    try:
+        return msgspec.json.decode(answer.body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CloudUnreachable(f"{url} answered with something else than metricsd's protocol ({error})") from error
+
+
+def _not_ours(url: str, answer: Answer) -> CloudError:
+    kind = answer.headers.get("content-type", "no content type").partition(";")[0][:80]
+    return CloudUnreachable(
+        f"{url} answered {answer.status} with {kind}, which is not a metricsd cloud: "
+        "check the address, and whether this network wants you to log in first"
+    )
+
+
+def _refusal(url: str, answer: Answer) -> CloudError:
+    """Return the error that an answer other than 200 stands for."""
+    problem = _problem(answer)
+    status = answer.status
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        return CloudUnreachable(
+            f"{url} answered with a redirect ({status}), which is not followed: "
+            "log in with the final address, or sign in to this network first"
+        )
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        said = problem.detail or problem.title if problem else HTTPStatus(status).phrase
+        return CloudBusy(f"{url} asks to slow down: {said}", _retry_after_s(answer, problem))
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return CloudUnreachable(f"{url}: the proxy wants a login (407): put it into HTTPS_PROXY")
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return CloudUnreachable(f"{url} failed with {status}: {_UNREACHABLE}")
+    if problem is None:
+        return _not_ours(url, answer)
+    said = _said(problem)
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return AuthError(f"{url} does not accept this login ({said}): run `metricsd login {url}` with a new token")
+    if status == HTTPStatus.CONFLICT and problem.code == "stream_fork":
+        return StreamForked(f"{url}: {said}")
+    if status == HTTPStatus.GONE:
+        return HistoryChanged(f"{url}: {said}")
+    return CloudRefused(f"{url} refused the request: {said}", status, problem.code)
+
+
+def _said(problem: Problem) -> str:
+    text = f"{problem.code}: {problem.detail or problem.title}"
+    return "".join(c if c.isprintable() else " " for c in text)[:300]
+
+
+def _problem(answer: Answer) -> Problem | None:
+    if not _is_json(answer):
+        return None
+    try:
+        return msgspec.json.decode(answer.body, type=Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _retry_after_s(answer: Answer, problem: Problem | None) -> float | None:
+    """Return the pause that the server asks for: seconds or an HTTP date (RFC 9110, 10.2.3), else the problem's own.
+
+    A date is compared with the answer's own Date, because this machine's clock may be wrong.
+    """
+    header = answer.headers.get("retry-after", "").strip()
+    if header.isdecimal() and len(header) < 10:
+        return float(header)
+    if header:
+        try:
+            until = parsedate_to_datetime(header)
+            dated = answer.headers.get("date")
+            start = parsedate_to_datetime(dated) if dated else datetime.now(UTC)
+            return max((until - start).total_seconds(), 0.0)
+        except (ValueError, TypeError):
+            return None
+    return problem.retry_after_s if problem else None
+
+
+def _cause(error: BaseException) -> str:
+    """Return the sentence that names why a request failed: the innermost cause that we know."""
+    known = [sentence for link in _chain(error) if (sentence := _sentence(link))]
+    return known[-1] if known else (str(error) or type(error).__name__)[:200]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    waiting: list[BaseException] = [error]
+    for _ in range(_CAUSES_MAX):
+        if not waiting:
+            return
+        link = waiting.pop(0)
+        yield link
+        if isinstance(link, BaseExceptionGroup):
+            waiting.extend(link.exceptions)
+        inner = link.__cause__ or link.__context__
+        if inner is not None:
+            waiting.append(inner)
+
+
+def _sentence(error: BaseException) -> str | None:
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"its TLS certificate is not trusted ({error.verify_message}); sync.ca_file adds an authority"
+        case ssl.SSLError():
+            return f"the TLS handshake failed ({error.reason or error})"
+        case socket.gaierror():
+            return "its name cannot be resolved (no network, or a wrong host name)"
+        case ConnectionRefusedError():
+            return "the connection was refused (nothing listens there)"
+        case ConnectionResetError() | BrokenPipeError():
+            return "the connection was reset"
+        case httpx.ProxyError():
+            return f"the proxy failed ({error})"
+        case httpx.ConnectTimeout():
+            return "no connection within sync.connect_timeout_s"
+        case httpx.TimeoutException():
+            return "no answer in time"
+        case httpx.DecodingError():
+            return "its answer is damaged"
+        case httpx.RemoteProtocolError():
+            return "the connection was closed in the middle of an answer"
+        case _:
+            return None

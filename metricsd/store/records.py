@@ -1,0 +1,415 @@
+"""Records: the mutable things that can conflict, with a stamp for each field and the base both sides agreed on.
+
+An edit stamps what it changes and marks the record dirty; a push compares and sets on the base's revision. When both
+sides changed since the base, the record keeps the local version, `conflict_log` keeps base, local and remote, and
+the record is not pushed until the conflict is settled: nothing is overwritten and nobody decides silently. All
+functions that write run inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from math import isfinite
+from typing import Any, NamedTuple
+
+import msgspec
+
+from metricsd.errors import LineRejected
+from metricsd.hlc import Stamp, next_stamp, parse_stamp
+from metricsd.protocol import RECORD_ID_BYTES_MAX, FieldValue, RecordState
+from metricsd.store import hlc_mark
+from metricsd.store.connection import Store
+
+FIELDS_MAX = 64
+VALUE_BYTES_MAX = 16 * 1024
+"""Longest text of one field, and of all texts of a list together."""
+REV_CHARS_MAX = 100
+_NUMBER_MAX = 2**63 - 1
+_is_name = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,63}").fullmatch
+
+_GET = "SELECT fields, stamps, deleted, stamp, base, rev, dirty, conflict FROM record WHERE type = ? AND id = ?"
+_PUT = """
+INSERT INTO record (type, id, fields, stamps, deleted, stamp, base, rev, dirty, conflict)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET fields = excluded.fields, stamps = excluded.stamps, deleted = excluded.deleted,
+    stamp = excluded.stamp, base = excluded.base, rev = excluded.rev, dirty = excluded.dirty, conflict = excluded.conflict
+"""
+_PENDING = """
+SELECT type, id FROM record WHERE dirty > 0 AND conflict IS NULL AND (type, id) > (?, ?) ORDER BY type, id LIMIT ?
+"""
+_DIRTY = "SELECT type, id FROM record WHERE dirty > 0"
+_STAMP_CHARS = 18
+"""Characters of a stamp's text before the device id."""
+_NAME_DEVICE = f"""
+UPDATE record SET stamps = replace(stamps, ?, ?),
+    stamp = CASE WHEN stamp LIKE ? THEN substr(stamp, 1, {_STAMP_CHARS}) || ? ELSE stamp END
+WHERE dirty > 0
+"""
+_CONFLICT_COLUMNS = "id, at, type, record_id, base, local, remote, remote_rev, state"
+_OPEN_CONFLICT = """
+INSERT INTO conflict_log (at, type, record_id, base, local, remote, remote_rev) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id
+"""
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One side's version of a record: fields, the stamp of each, and whether (and when) it was deleted."""
+
+    fields: dict[str, FieldValue] = {}
+    stamps: dict[str, str] = {}
+    deleted: bool = False
+    stamp: str | None = None
+
+
+class Record(NamedTuple):
+    """A record as this device has it. `base` and `rev` are None before the first agreement with the cloud."""
+
+    version: Version
+    base: Version | None
+    rev: str | None
+    dirty: int
+    conflict: int | None
+
+
+class Pending(NamedTuple):
+    """A record to push: what changed since the base, and what it is as a whole when that is applied."""
+
+    type: str
+    id: str
+    rev: str | None
+    changed: dict[str, FieldValue]
+    stamps: dict[str, str]
+    deleted: bool
+    stamp: str | None
+    version: Version
+    dirty: int
+
+
+class Met(StrEnum):
+    """What came of comparing a remote version with the local one."""
+
+    SAME = "same"
+    ADOPTED = "adopted"
+    AHEAD = "ahead"
+    """The local version builds on the remote one: it is pushed on top of it."""
+    CONFLICT = "conflict"
+
+
+class Conflict(NamedTuple):
+    """A row of the conflict log: the three versions, and the cloud's revision of the remote one."""
+
+    id: int
+    at: int
+    type: str
+    record_id: str
+    base: Version | None
+    local: Version
+    remote: Version
+    remote_rev: str
+    state: str
+
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+_decode_version = msgspec.json.Decoder(Version).decode
+_decode_fields = msgspec.json.Decoder(dict[str, FieldValue]).decode
+_decode_stamps = msgspec.json.Decoder(dict[str, str]).decode
+
+
+def get(store: Store, kind: str, record_id: str) -> Record | None:
+    """Return a record, deleted ones too; None when there is none."""
+    row = store.db.execute(_GET, (kind, record_id)).fetchone()
+    if row is None:
+        return None
+    fields, stamps, deleted, stamp, base, rev, dirty, conflict = row
+    version = Version(fields=_decode_fields(fields), stamps=_decode_stamps(stamps), deleted=bool(deleted), stamp=stamp)
+    return Record(version, _decode_version(base) if base else None, rev, dirty, conflict)
+
+
+def edit(store: Store, kind: str, record_id: str, fields: Mapping[str, FieldValue], *, delete: bool = False) -> Version:
+    """Change fields of a record (None clears one), or delete it; return the version that results.
+
+    A field that already has the value keeps its stamp. Editing a deleted record brings it back. Raises LineRejected
+    for a name or value that the wire could not carry.
+    """
+    check(kind, record_id, fields)
+    old = get(store, kind, record_id) or Record(Version(), None, None, 0, None)
+    version = old.version
+    changed = {name: value for name, value in fields.items() if version.fields.get(name) != value or version.deleted}
+    if not changed and delete == version.deleted:
+        return version
+    seen = [*version.stamps.values(), *([version.stamp] if version.stamp else [])]
+    stamp = hlc_mark.make(store, seen).text()
+    new = Version(
+        fields=version.fields | changed,
+        stamps=version.stamps | dict.fromkeys(changed, stamp),
+        deleted=delete,
+        stamp=stamp if delete != version.deleted else version.stamp,
+    )
+    _put(store, kind, record_id, old._replace(version=new, dirty=old.dirty + 1))
+    if old.conflict is not None:
+        store.db.execute("UPDATE conflict_log SET local = ? WHERE id = ?", (_text(new), old.conflict))
+    return new
+
+
+def pending(store: Store, limit: int, after: tuple[str, str] = ("", "")) -> list[Pending]:
+    """Return up to `limit` records that the cloud does not have yet, behind `after`, without those in conflict."""
+    found = []
+    for kind, record_id in store.db.execute(_PENDING, (*after, limit)).fetchall():
+        record = get(store, kind, record_id)
+        if record is not None:
+            found.append(_pending(kind, record_id, record))
+    return found
+
+
+def pending_count(store: Store) -> int:
+    """Return how many records wait to be pushed, without those in conflict."""
+    sql = "SELECT count(*) FROM record WHERE dirty > 0 AND conflict IS NULL"
+    return int(store.db.execute(sql).fetchone()[0])
+
+
+def applied(store: Store, item: Pending, rev: str) -> None:
+    """Note that the cloud has this version; a record that was edited meanwhile stays dirty."""
+    record = get(store, item.type, item.id)
+    if record is None:
+        return
+    dirty = 0 if record.dirty == item.dirty else record.dirty
+    _put(store, item.type, item.id, record._replace(base=item.version, rev=rev, dirty=dirty))
+
+
+def refused(store: Store, item: Pending) -> None:
+    """Stop pushing a version that the cloud will never take; the next edit tries again."""
+    store.db.execute(
+        "UPDATE record SET dirty = 0 WHERE type = ? AND id = ? AND dirty = ?", (item.type, item.id, item.dirty)
+    )
+
+
+def forgotten(store: Store, item: Pending) -> None:
+    """Note that the cloud does not have this record any more: it is offered as a new one."""
+    store.db.execute("UPDATE record SET rev = NULL WHERE type = ? AND id = ?", (item.type, item.id))
+
+
+def conflict(store: Store, item: Pending, current: RecordState) -> Met:
+    """Take the cloud's answer that it has another version than our base."""
+    return pulled(store, current)
+
+
+def pulled(store: Store, remote: RecordState) -> Met:
+    """Take the cloud's version of a record: adopt it, keep ours on top of it, or open a conflict.
+
+    Doing it twice changes nothing more. Raises LineRejected for a version that cannot be.
+    """
+    theirs = version_of(remote)
+    hlc_mark.witness(store, _stamps_of(theirs))
+    record = get(store, remote.type, remote.id)
+    if record is None:
+        _put(store, remote.type, remote.id, Record(theirs, theirs, remote.rev, 0, None))
+        return Met.ADOPTED
+    met = meet(record.version, record.base, theirs, reoffered=record.rev is None)
+    match met:
+        case Met.SAME | Met.ADOPTED:
+            _close(store, record, met)
+            _put(store, remote.type, remote.id, Record(theirs, theirs, remote.rev, 0, None))
+        case Met.AHEAD:
+            _close(store, record, met)
+            kept = Record(record.version, theirs, remote.rev, max(record.dirty, 1), None)
+            _put(store, remote.type, remote.id, kept)
+        case Met.CONFLICT:
+            _keep_open(store, remote, record, theirs)
+    return met
+
+
+def meet(local: Version, base: Version | None, remote: Version, *, reoffered: bool) -> Met:
+    """Compare a remote version with the local one and their base. Pure.
+
+    `reoffered` says that the cloud lost history: then a remote version that is older than the base, field by field,
+    is our own past and not somebody's change.
+    """
+    if same(local, remote):
+        return Met.SAME
+    if base is None:
+        return Met.CONFLICT
+    if same(remote, base) or (reoffered and _is_past(remote, base)):
+        return Met.AHEAD
+    return Met.ADOPTED if same(local, base) else Met.CONFLICT
+
+
+def same(one: Version, other: Version) -> bool:
+    """Return whether two versions say the same; a cleared field equals an absent one, two tombstones are equal."""
+    if one.deleted or other.deleted:
+        return one.deleted == other.deleted
+    return _present(one) == _present(other)
+
+
+def reoffer(store: Store) -> None:
+    """Offer every record again: the cloud lost history, or it is another cloud. Bases stay, to recognise our past."""
+    device = hlc_mark.device_of(store)
+    store.db.execute("UPDATE record SET rev = NULL, dirty = dirty + 1 WHERE rev IS NOT NULL")
+    if device != hlc_mark.UNENROLLED:
+        # Device ids are of an alphabet that needs no escaping in JSON.
+        store.db.execute(_NAME_DEVICE, (f'-{hlc_mark.UNENROLLED}"', f'-{device}"', f"%-{hlc_mark.UNENROLLED}", device))
+
+
+def restamp(store: Store, limit_ms: int) -> int:
+    """Re-base the unpushed stamps that are later than `limit_ms` onto that time, in their order; return how many records.
+
+    Their order among each other stays, so no edit is lost; the mark is lowered with them.
+    """
+    mark = hlc_mark.read(store)
+    if mark.ms <= limit_ms:
+        return 0
+    records = {
+        (kind, record_id): record
+        for kind, record_id in store.db.execute(_DIRTY).fetchall()
+        if (record := get(store, kind, record_id)) is not None
+    }
+    late = sorted({s for r in records.values() for s in _stamps_of(r.version) if parse_stamp(s).ms > limit_ms})
+    mark = Stamp(limit_ms, 0, hlc_mark.device_of(store))
+    renamed: dict[str, str] = {}
+    for text in late:
+        mark = next_stamp(mark, limit_ms, mark.device)
+        renamed[text] = mark.text()
+    hlc_mark.lower(store, mark)
+    count = 0
+    for (kind, record_id), record in records.items():
+        version = _restamped(record.version, renamed)
+        if version != record.version:
+            _put(store, kind, record_id, record._replace(version=version))
+            count += 1
+    return count
+
+
+def list_conflicts(store: Store, limit: int = 1000) -> list[Conflict]:
+    """Return the open conflicts, oldest first."""
+    sql = f"SELECT {_CONFLICT_COLUMNS} FROM conflict_log WHERE state = 'open' ORDER BY id LIMIT ?"
+    return [_conflict(row) for row in store.db.execute(sql, (limit,))]
+
+
+def get_conflict(store: Store, conflict_id: int) -> Conflict | None:
+    """Return one conflict, whatever its state; None when there is none."""
+    row = store.db.execute(f"SELECT {_CONFLICT_COLUMNS} FROM conflict_log WHERE id = ?", (conflict_id,)).fetchone()
+    return _conflict(row) if row else None
+
+
+def count_open(store: Store) -> int:
+    """Return how many conflicts are open."""
+    return int(store.db.execute("SELECT count(*) FROM conflict_log WHERE state = 'open'").fetchone()[0])
+
+
+def version_of(remote: RecordState) -> Version:
+    """Return the version in a state from the cloud; raise LineRejected for one that cannot be."""
+    check(remote.type, remote.id, remote.fields)
+    if not 0 < len(remote.rev) <= REV_CHARS_MAX:
+        raise LineRejected("bad_record", "the revision is missing or too long")
+    version = Version(fields=remote.fields, stamps=remote.stamps, deleted=remote.deleted, stamp=remote.stamp)
+    if not version.stamps.keys() <= version.fields.keys():
+        raise LineRejected("bad_record", "it has stamps of fields that it does not have")
+    if not all(map(is_stamp, _stamps_of(version))):
+        raise LineRejected("bad_record", "it has a stamp that is none")
+    return version
+
+
+def is_stamp(text: str) -> bool:
+    """Return whether this is the text of a stamp."""
+    try:
+        parse_stamp(text)
+    except ValueError:
+        return False
+    return True
+
+
+def check(kind: str, record_id: str, fields: Mapping[str, FieldValue]) -> None:
+    """Raise LineRejected unless the address and the fields are ones that a record can have."""
+    if not _is_name(kind) or not record_id or len(record_id.encode("utf-8", "replace")) > RECORD_ID_BYTES_MAX:
+        raise LineRejected("bad_record", f"a record's id has 1 to {RECORD_ID_BYTES_MAX} bytes, its type is a name")
+    if len(fields) > FIELDS_MAX:
+        raise LineRejected("bad_record", f"{len(fields)} fields, more than {FIELDS_MAX}")
+    for name, value in fields.items():
+        if not _is_name(name):
+            raise LineRejected("bad_record", "a field's name is letters, digits, '_' and '.'")
+        if not _is_value(value):
+            raise LineRejected("bad_record", f"{name}: its value is too large")
+
+
+def _is_value(value: FieldValue) -> bool:
+    match value:
+        case bool() | None:
+            return True
+        case int():
+            return -_NUMBER_MAX <= value <= _NUMBER_MAX
+        case float():
+            return isfinite(value)
+        case str():
+            return len(value) <= VALUE_BYTES_MAX
+        case list():
+            return sum(len(part) + 1 for part in value) <= VALUE_BYTES_MAX
+
+
+def _pending(kind: str, record_id: str, record: Record) -> Pending:
+    version, base = record.version, record.base
+    known = base.fields if base is not None and record.rev is not None and not base.deleted else {}
+    changed = {} if version.deleted else {n: v for n, v in version.fields.items() if n not in known or known[n] != v}
+    stamps = {name: version.stamps[name] for name in changed if name in version.stamps}
+    return Pending(kind, record_id, record.rev, changed, stamps, version.deleted, version.stamp, version, record.dirty)
+
+
+def _is_past(remote: Version, base: Version) -> bool:
+    newest = base.stamp or ""
+    if (remote.stamp or "") > newest:
+        return False
+    return all(name in base.fields and stamp <= base.stamps.get(name, "") for name, stamp in remote.stamps.items())
+
+
+def _keep_open(store: Store, remote: RecordState, record: Record, theirs: Version) -> None:
+    if record.conflict is not None:
+        store.db.execute(
+            "UPDATE conflict_log SET remote = ?, remote_rev = ? WHERE id = ?",
+            (_text(theirs), remote.rev, record.conflict),
+        )
+        return
+    base = _text(record.base) if record.base else None
+    row = (store.clock.now_us(), remote.type, remote.id, base, _text(record.version), _text(theirs), remote.rev)
+    opened = int(store.db.execute(_OPEN_CONFLICT, row).fetchone()[0])
+    _put(store, remote.type, remote.id, record._replace(conflict=opened, dirty=max(record.dirty, 1)))
+
+
+def _close(store: Store, record: Record, met: Met) -> None:
+    if record.conflict is not None:
+        store.db.execute(
+            "UPDATE conflict_log SET state = 'settled', strategy = ? WHERE id = ?", (met.value, record.conflict)
+        )
+
+
+def _put(store: Store, kind: str, record_id: str, record: Record) -> None:
+    version = record.version
+    values = (
+        kind, record_id, _encode(version.fields).decode(), _encode(version.stamps).decode(), int(version.deleted),
+        version.stamp, _text(record.base) if record.base else None, record.rev, record.dirty, record.conflict,
+    )  # fmt: skip
+    store.db.execute(_PUT, values)
+
+
+def _conflict(row: tuple[Any, ...]) -> Conflict:
+    conflict_id, at, kind, record_id, base, local, remote, remote_rev, how = row
+    return Conflict(
+        conflict_id, at, kind, record_id, _decode_version(base) if base else None,
+        _decode_version(local), _decode_version(remote), remote_rev, how,
+    )  # fmt: skip
+
+
+def _restamped(version: Version, renamed: Mapping[str, str]) -> Version:
+    stamps = {name: renamed.get(text, text) for name, text in version.stamps.items()}
+    stamp = renamed.get(version.stamp, version.stamp) if version.stamp else None
+    return Version(fields=version.fields, stamps=stamps, deleted=version.deleted, stamp=stamp)
+
+
+def _stamps_of(version: Version) -> list[str]:
+    return [*version.stamps.values(), *([version.stamp] if version.stamp else [])]
+
+
+def _present(version: Version) -> dict[str, FieldValue]:
+    return {name: value for name, value in version.fields.items() if value is not None}
+
+
+def _text(version: Version) -> str:
+    return _encode(version).decode()

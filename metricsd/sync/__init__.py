@@ -1,0 +1,1 @@
+"""Sync with the cloud: pure decisions in `plan`, one bounded round in `engine`, what leaves in `outgoing`."""
