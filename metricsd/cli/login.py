@@ -1,0 +1,68 @@
+"""`login` and `logout`: make this installation a device of a cloud, and forget that again.
+
+The token is read from stdin or asked for without echo, never taken as an argument, because arguments are in every
+process list and shell history. Logging out deletes the secrets alone; what was recorded stays and is offered again
+at the next login.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import click
+
+from metricsd import identity
+from metricsd.config import find_paths, load_config
+from metricsd.errors import UsageError
+
+TOKEN_CHARS_MAX = 4096
+
+
+@click.command()
+@click.argument("url")
+@click.option("--token-stdin", is_flag=True, help="Read the enrolment token from stdin instead of asking for it.")
+@click.option(
+    "--name", default="", metavar="LABEL", help="What this device is called in the cloud; nothing is guessed."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; fields are only added.")
+def login(url: str, token_stdin: bool, name: str, as_json: bool) -> None:
+    """Make this installation a device of the cloud at URL."""
+    from metricsd.client import check_url
+    from metricsd.sync.login import login as enrol
+
+    paths = find_paths()
+    settings = load_config(paths).sync
+    base = check_url(url)
+    done = asyncio.run(enrol(paths, base, _token(token_stdin), name, settings))
+    if as_json:
+        shown = {"url": done.url, "tenant": done.tenant, "user": done.user, "device_id": done.device_id}
+        click.echo(json.dumps(shown))
+        return
+    click.echo(f"logged in to {done.url} as {done.user} of {done.tenant} (device {done.device_id[:8]})")
+    click.echo("`metricsd sync --now` sends what is here; `metricsd privacy show` shows exactly what that is")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; fields are only added.")
+def logout(as_json: bool) -> None:
+    """Forget the cloud's token; everything that was recorded stays."""
+    was_in = identity.forget_login(find_paths())
+    if as_json:
+        click.echo(json.dumps({"logged_out": was_in}))
+        return
+    click.echo("logged out: events are kept here and sent after the next login" if was_in else "not logged in")
+
+
+def _token(from_stdin: bool) -> str:
+    if from_stdin:
+        text = sys.stdin.read(TOKEN_CHARS_MAX + 1)
+    elif sys.stdin.isatty():
+        text = str(click.prompt("enrolment token", hide_input=True, err=True))
+    else:
+        raise UsageError("there is no terminal to ask for the token: pipe it in with --token-stdin")
+    token = text.strip()
+    if not token or len(token) > TOKEN_CHARS_MAX:
+        raise UsageError("no usable token was given: `metricsd cloud token create` prints one")
+    return token
