@@ -70,7 +70,12 @@ def write_lines(path: Path, count: int, seed: int = 42) -> Truth:
             base: dict[str, Any] = {"v": 1, "app": "claude-code", "ts": at_ms}
             if left == 0:
                 session, project, left = f"{rnd.getrandbits(128):032x}", rnd.choice(PROJECTS), rnd.randrange(5, 121)
-                started = {"session_id": session, "cwd": f"/nowhere/{project}", "source": "startup", "model": "claude-sonnet-5"}
+                started = {
+                    "session_id": session,
+                    "cwd": f"/nowhere/{project}",
+                    "source": "startup",
+                    "model": "claude-sonnet-5",
+                }
                 file.write(dumps({**base, "event": "SessionStart", "payload": started}) + "\n")
                 truth.sessions += 1
             left -= 1
@@ -78,11 +83,17 @@ def write_lines(path: Path, count: int, seed: int = 42) -> Truth:
             ok, ms = rnd.random() > 0.07, int(rnd.lognormvariate(5, 1.5))
             payload = {
                 "session_id": session, "cwd": f"/nowhere/{project}", "permission_mode": "default", "tool_name": tool,
-                "tool_input": {"command": "git status --short"} if tool == "Bash" else {"file_path": f"/nowhere/{project}/a.py", "limit": 9},
+                "tool_input": {"command": "git status"} if tool == "Bash" else {"file_path": f"/nowhere/{project}/a.py"},
                 "tool_use_id": f"toolu_{n:022x}", "duration_ms": ms,
             }  # fmt: skip
-            payload |= {"tool_response": {"stdout": "x" * rnd.randrange(200)}} if ok else {"error": "Exit code 1", "is_interrupt": False}
-            file.write(dumps({**base, "event": "PostToolUse" if ok else "PostToolUseFailure", "payload": payload}) + "\n")
+            payload |= (
+                {"tool_response": {"stdout": "x" * rnd.randrange(200)}}
+                if ok
+                else {"error": "Exit code 1", "is_interrupt": False}
+            )
+            file.write(
+                dumps({**base, "event": "PostToolUse" if ok else "PostToolUseFailure", "payload": payload}) + "\n"
+            )
             totals = truth.by_tool[tool]
             truth.events += 1
             totals[0] += 1
@@ -117,7 +128,9 @@ def run_floor(spool: str, state: str) -> dict[str, float]:
     """The least that a correct loop could do: read, decode typed, insert with a unique id, commit by the megabyte."""
     decode = msgspec.json.Decoder(FloorLine).decode
     db = sqlite3.connect(Path(state) / "floor.db", isolation_level=None)
-    db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; CREATE TABLE e(id BLOB UNIQUE, at, app, event, session, tool, ms)")
+    db.executescript(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; CREATE TABLE e(id BLOB UNIQUE, at, app, event, session, tool, ms)"
+    )
     began, count = time.process_time(), 0
     with (Path(spool) / "events.jsonl").open("rb") as file:
         rest = b""
@@ -158,7 +171,9 @@ def compare(state: Path, truth: Truth) -> str:
 
 def in_child(function: str, spool: Path, state: Path) -> dict[str, float]:
     """Run one side in a process of its own, so that peak memory is its own."""
-    code = f"import json; from bench.tail import {function}; print(json.dumps({function}({str(spool)!r}, {str(state)!r})))"
+    code = (
+        f"import json; from bench.tail import {function}; print(json.dumps({function}({str(spool)!r}, {str(state)!r})))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
@@ -202,7 +217,10 @@ def main() -> int:
         print(json.dumps({**found, "ok": good}))
     else:
         print(f"tail, {found['lines']:,} lines of a shared file")
-        print(f"  lines per CPU second  {found['lines_per_cpu_s']:>9,}   (at least {LINES_PER_CPU_S_MIN:,}; bare loop {found['floor_lines_per_cpu_s']:,})")
+        floor = found["floor_lines_per_cpu_s"]
+        print(
+            f"  lines per CPU second  {found['lines_per_cpu_s']:>9,}   (at least {LINES_PER_CPU_S_MIN:,}; bare loop {floor:,})"
+        )
         print(f"  peak memory           {found['rss_mb']:>9} MB (at most {RSS_MB_MAX})")
         print(f"  database an event     {found['bytes_per_event']:>9} B  (at most {BYTES_PER_EVENT_MAX})")
         print(f"  totals                {found['truth']:>9}")

@@ -9,7 +9,6 @@ stays free of heavy imports: `metricsd status` reads it within its 60 ms. Secret
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -115,28 +114,47 @@ _SECTIONS: dict[str, type[Any]] = {
 }
 
 RULES: dict[str, Rule] = {
-    "tail.watch_step_ms": Rule("milliseconds", "how often the file watcher's thread wakes; lower shows events sooner and costs more CPU", 1, 1000),
+    "tail.watch_step_ms": Rule(
+        "milliseconds",
+        "how often the file watcher's thread wakes; lower shows events sooner and costs more CPU",
+        1,
+        1000,
+    ),
     "tail.rescan_s": Rule("seconds", "a full look at the folders, in case the watcher missed something", 0.05, 300),
-    "tail.incomplete_after_s": Rule("seconds", "age at which a capture without its final newline goes to quarantine", 0.05, 7 * 86400),
-    "tail.line_bytes_max": Rule("bytes", "longest line that is read; longer ones go to quarantine by name and size", 4096, 256 * 1024 * 1024),
-    "store.retention_days": Rule("days", "age at which synced events are folded into the daily totals; 0 keeps all", 0, 36500),
+    "tail.incomplete_after_s": Rule(
+        "seconds", "age at which a capture without its final newline goes to quarantine", 0.05, 7 * 86400
+    ),
+    "tail.line_bytes_max": Rule(
+        "bytes", "longest line that is read; longer ones go to quarantine by name and size", 4096, 256 * 1024 * 1024
+    ),
+    "store.retention_days": Rule(
+        "days", "age at which synced events are folded into the daily totals; 0 keeps all", 0, 36500
+    ),
     "store.backup_keep": Rule("files", "nightly backups that are kept", 0, 30),
     "store.backup_hour": Rule("hour of the local day", "when the nightly backup runs", 0, 23),
     "store.quarantine_days": Rule("days", "how long quarantined bytes are kept; their summary stays", 1, 3650),
-    "store.quarantine_bytes_max": Rule("bytes", "cap of all quarantined bytes; the oldest are summarised first", 0, 1 << 40),
-    "sessions.idle_end_s": Rule("seconds", "silence after which a session without an end is shown as ended (`inferred`)", 0.05, 30 * 86400),
+    "store.quarantine_bytes_max": Rule(
+        "bytes", "cap of all quarantined bytes; the oldest are summarised first", 0, 1 << 40
+    ),
+    "sessions.idle_end_s": Rule(
+        "seconds", "silence after which a session without an end is shown as ended (`inferred`)", 0.05, 30 * 86400
+    ),
     "sync.interval_s": Rule("seconds", "time between two syncs", 0.1, 86400),
     "sync.batch_size": Rule("items", "items per request; grows to the server's limit when far behind", 1, 5000),
     "sync.direction": Rule("", "which way data goes", choices=("bidirectional", "local_first", "remote_first")),
     "sync.pull": Rule("", "what other devices' data is fetched", choices=("all", "records", "none")),
-    "sync.level": Rule("", "what leaves this machine: `metrics` hashes names, `names` sends them", choices=("metrics", "names")),
+    "sync.level": Rule(
+        "", "what leaves this machine: `metrics` hashes names, `names` sends them", choices=("metrics", "names")
+    ),
     "sync.share_projects": Rule("names", "projects whose names are sent at level `metrics`"),
     "sync.connect_timeout_s": Rule("seconds", "longest wait for a connection to the cloud", 0.05, 300),
     "sync.request_timeout_s": Rule("seconds", "longest wait for an answer of the cloud", 0.05, 600),
     "sync.backoff_max_s": Rule("seconds", "longest pause between attempts while the cloud fails", 0.05, 86400),
     "sync.ca_file": Rule("path", "PEM file of further certificate authorities, beside the system's"),
     "daemon.stop_timeout_s": Rule("seconds", "how long a stop may take before it is forced", 0.1, 60),
-    "daemon.log_level": Rule("", "least severe log line that is written", choices=("debug", "info", "warning", "error")),
+    "daemon.log_level": Rule(
+        "", "least severe log line that is written", choices=("debug", "info", "warning", "error")
+    ),
     "daemon.log_bytes_max": Rule("bytes", "size at which the log file is rotated", 4096, 1 << 30),
     "daemon.log_keep": Rule("files", "rotated log files that are kept", 0, 100),
     "cloud.body_bytes_max": Rule("bytes", "largest request body as received", 1024, 1 << 30),
@@ -216,9 +234,7 @@ def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
     )
 
 
-def load_config(
-    paths: Paths, environ: Mapping[str, str] | None = None, *, system_file: Path = SYSTEM_CONFIG
-) -> Config:
+def load_config(paths: Paths, environ: Mapping[str, str] | None = None, *, system_file: Path = SYSTEM_CONFIG) -> Config:
     """Return the settings in force; raise ConfigError that names file, line, key and the expected type."""
     env = os.environ if environ is None else environ
     values: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
@@ -232,7 +248,11 @@ def load_config(
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Return every setting as {"section.key": value}, in documentation order."""
-    return {f"{name}.{field}": getattr(getattr(config, name), field) for name, kind in _SECTIONS.items() for field in kind._fields}
+    return {
+        f"{name}.{field}": getattr(getattr(config, name), field)
+        for name, kind in _SECTIONS.items()
+        for field in kind._fields
+    }
 
 
 def _merge_file(file: Path, values: dict[str, dict[str, Any]], origin: dict[str, str]) -> None:
@@ -305,7 +325,11 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if expected in (int, float):
         if isinstance(value, bool) or not isinstance(value, (int, expected)):
             raise wrong
-        if value != value or (rule.low is not None and value < rule.low) or (rule.high is not None and value > rule.high):
+        if (
+            value != value
+            or (rule.low is not None and value < rule.low)
+            or (rule.high is not None and value > rule.high)
+        ):
             raise wrong
         return expected(value)
     if expected is str:
@@ -336,13 +360,9 @@ def _line_of(text: str, section: str, key: str | None) -> int:
             inside = bare.strip("[] \t").split(".")[0].strip("\"' ") == section
             if inside and key is None:
                 return number
-        elif key is None and bare.split("=")[0].strip().strip("\"'").split(".")[0] == section:
-            return number
-        elif key is not None and bare.split("=")[0].strip().strip("\"'") in (key, f"{section}.{key}") and (inside or "." in bare.split("=")[0]):
+            continue
+        name = bare.split("=")[0].strip().replace('"', "").replace("'", "")
+        wanted = (section, f"{section}.") if key is None else (f"{section}.{key}",)
+        if name.startswith(wanted) or (inside and name == key):
             return number
     return 1
-
-
-def is_macos() -> bool:
-    """Return whether this is macOS, where service files and folders differ."""
-    return sys.platform == "darwin"

@@ -30,12 +30,14 @@ class Rig:
         self.folder, self.clock, self.settings = folder, clock, settings
         self.spool = folder / "spool"
         self.new = spool.ensure_spool(self.spool)
-        self.restart()
+        self._open()
 
     def restart(self) -> None:
         """Open everything again, as a daemon does after a crash."""
-        if hasattr(self, "store"):
-            self.store.close()
+        self.store.close()
+        self._open()
+
+    def _open(self) -> None:
         self.store = Store.open(self.folder / "store.db", clock=self.clock)
         self.tail = Tail(Ingest(self.store), self.spool, self.settings, KEY, self.clock, sources.load_all(self.store))
 
@@ -44,7 +46,9 @@ class Rig:
         total = Ticked(0, 0, 0, more=False)
         for _ in range(1000):
             done = self.tail.tick()
-            total = Ticked(total.added + done.added, total.known + done.known, total.rejected + done.rejected, more=False)
+            total = Ticked(
+                total.added + done.added, total.known + done.known, total.rejected + done.rejected, more=False
+            )
             if not done.more:
                 return total
         raise AssertionError("the tail never comes to an end")
@@ -62,7 +66,13 @@ class Rig:
     def line(self, n: int, **changes: Any) -> bytes:
         """Return one shared line (with its newline), one second after the one before."""
         payload = {"session_id": "s", "tool_name": "Read", "duration_ms": n}
-        body = {"v": 1, "app": "claude-code", "event": "PostToolUse", "ts": 1_767_600_000_000 + n * 1000, "payload": payload}
+        body = {
+            "v": 1,
+            "app": "claude-code",
+            "event": "PostToolUse",
+            "ts": 1_767_600_000_000 + n * 1000,
+            "payload": payload,
+        }
         return json.dumps(body | changes).encode() + b"\n"
 
     def shared(self, data: bytes, name: str = "events.jsonl") -> Path:
@@ -77,7 +87,7 @@ class Rig:
         return [event for _, _, event in read_own(self.store, 0, 100_000)]
 
     @property
-    def durations(self) -> list[int | None]:
+    def durations(self) -> list[int]:
         return sorted(event.duration_ms or 0 for event in self.events)
 
     @property

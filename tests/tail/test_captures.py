@@ -124,7 +124,9 @@ def test_links_and_pipes_are_never_followed(rig: Rig, tmp_path: Path) -> None:
     assert rig.events == []
 
 
-def test_one_event_that_the_database_refuses_does_not_hold_up_the_others(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_event_that_the_database_refuses_does_not_hold_up_the_others(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is found by halving and quarantined with its bytes; the others are stored."""
     from metricsd.store import events as events_module
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,10 @@ def test_bad_lines_are_quarantined_with_their_offset_and_only_once(rig: Rig) -> 
     path = rig.shared(good + b"torn {\n" + rig.line(1) + b"\0\0\0\n\n  \n" + rig.line(2).replace(b"\n", b"\r\n"))
     assert rig.tick() == (3, 0, 2, False)
     entries = {entry.reason: (entry.file, entry.offset) for entry in quarantine.list_open(rig.store)}
-    assert entries == {"bad_json": ("events.jsonl", len(good)), "nul": ("events.jsonl", len(good) + 7 + len(rig.line(1)))}
+    assert entries == {
+        "bad_json": ("events.jsonl", len(good)),
+        "nul": ("events.jsonl", len(good) + 7 + len(rig.line(1))),
+    }
     os.utime(path)
     rig.store.db.execute("DELETE FROM source")
     rig.restart()
@@ -128,7 +132,10 @@ def test_bad_lines_are_quarantined_with_their_offset_and_only_once(rig: Rig) -> 
 
 def test_line_separators_of_unicode_do_not_split_a_line(rig: Rig) -> None:
     """U+2028, U+0085 and vertical tabs are text; only a newline byte ends a line."""
-    rig.shared('{"v":1,"app":"claude-code","event":"Stop","ts":1,"payload":{"session_id":"s","x":"\u2028\u0085"}}\n'.encode() + rig.line(1))
+    rig.shared(
+        '{"v":1,"app":"claude-code","event":"Stop","ts":1,"payload":{"session_id":"s","x":"\u2028\u0085"}}\n'.encode()
+        + rig.line(1)
+    )
     assert rig.tick().added == 2
 
 
@@ -190,7 +197,9 @@ def test_the_checkpoint_does_not_move_when_the_insert_fails(rig: Rig, monkeypatc
     assert rig.tick().added == 3
 
 
-def test_one_line_that_the_database_refuses_does_not_hold_up_the_file(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_line_that_the_database_refuses_does_not_hold_up_the_file(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The chunk is taken line by line; the refused one is named, the offset moves on once."""
     from metricsd.store import events as events_module
 
@@ -218,7 +227,7 @@ def test_any_cutting_of_the_writes_and_any_restarts_give_the_same_events(
     rig = Rig(tmp_path_factory.mktemp("rig"), FakeClock(), Settings())
     data = b"".join(rig.line(n % 3) for n in range(8))
     edges = sorted({min(cut * 3, len(data)) for cut in cuts} | {0, len(data)})
-    for index, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+    for index, (start, end) in enumerate(pairwise(edges)):
         rig.shared(data[start:end])
         rig.tick()
         if index % every == 0:
