@@ -6,7 +6,6 @@ microseconds UTC; durations are seconds as float on the monotonic clock, because
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Protocol
 
@@ -40,4 +39,7 @@ class SystemClock:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
+        # Imported here because `metricsd status` reads clocks too, and never sleeps.
+        import asyncio
+
         await asyncio.sleep(seconds)

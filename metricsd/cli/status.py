@@ -1,0 +1,243 @@
+"""`status`: what runs, what waits, and why sync is off if it is. Works with no daemon, no store and no login.
+
+Everything but the daemon's own line is read from the files, so the answer is the same whether the daemon is alive,
+busy or gone. This path takes a Python start plus 60 ms at most: it must never import click, msgspec, httpx or
+structlog, and every figure it reads is a stored count, not a scan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from metricsd import __version__, control
+from metricsd.config import Config, Paths, find_paths, load_config
+from metricsd.errors import EXIT_DEGRADED, EXIT_LOGIN, EXIT_NO_DAEMON, EXIT_OK, DaemonNotRunning, MetricsdError
+from metricsd.instance import find_holder
+from metricsd.spool import pending
+
+PROTOCOL_VERSION = 1
+"""protocol.PROTOCOL_VERSION, whose module costs an import of msgspec; a test holds the two together."""
+ASK_TIMEOUT_S = 0.25
+READ_TIMEOUT_S = 0.1
+_CREDENTIALS_BYTES_MAX = 64 * 1024
+
+NOT_LOGGED_IN = "not logged in"
+COUNT_MAX = 10_000
+"""outbox.COUNT_MAX"""
+_COUNT = "SELECT count(*) FROM (SELECT 1 FROM event WHERE pos > ? LIMIT ?)"
+_PENDING_RECORDS = (
+    "SELECT count(*) FROM record WHERE dirty > 0 AND conflict IS NULL",
+    "SELECT count(*) FROM session_counters WHERE dirty > 0 AND device = (SELECT value FROM state WHERE key = 'own_device')",
+)
+
+Section = dict[str, Any]
+
+
+def run_status(*, as_json: bool) -> int:
+    """Print the status and return the exit code."""
+    paths = find_paths()
+    found = gather(paths, load_config(paths))
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        from metricsd.cli.status_text import render
+
+        print(render(found, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ, encoding=sys.stdout.encoding))
+    return exit_code(found)
+
+
+def exit_code(found: Section) -> int:
+    """Return what the status means to a script: the most urgent of daemon, login, health. Pure."""
+    if not found["daemon"]["running"]:
+        return EXIT_NO_DAEMON
+    if found["mode"]["reason"] == "auth":
+        return EXIT_LOGIN
+    sync_fails = found["mode"]["reason"] != NOT_LOGGED_IN and found["mode"]["current"] != "hybrid"
+    if not found["store"]["healthy"] or sync_fails:
+        return EXIT_DEGRADED
+    return EXIT_OK
+
+
+def gather(paths: Paths, config: Config) -> Section:
+    """Return the whole status; the shape is DESIGN section 11, and fields are only added."""
+    live, daemon = _daemon(paths)
+    state, store = _store(paths)
+    login = _login(paths)
+    quarantined = store.pop("quarantined")
+    if live.get("store_trouble"):
+        store |= {"healthy": False, "reason": str(live["store_trouble"])}
+    return {
+        "version": __version__,
+        "protocol": PROTOCOL_VERSION,
+        "daemon": daemon,
+        "mode": _mode(login, state),
+        "spool": _spool(paths, quarantined),
+        "store": store,
+        "sync": _sync(config, login, state, live, quarantined),
+        # No policy is in force yet: a conflict stays open with both versions until somebody decides.
+        "policy": {"name": None, "version": None, "sha256": None, "source": None, "error": None},
+    }
+
+
+def _mode(login: Section | None, state: Section) -> Section:
+    """Return how sync stands: without a login by itself, else as the last round found it."""
+    if login is None:
+        return {"current": "local_only", "reason": NOT_LOGGED_IN, "since": None, "forced": False}
+    if "damaged" in login:
+        return {"current": "local_only", "reason": "auth", "since": None, "forced": False}
+    found = _json_state(state, "sync_mode")
+    if not found:
+        return {"current": "hybrid", "reason": "not synced yet", "since": None, "forced": False}
+    current, reason = str(found.get("current")), str(found.get("reason"))
+    return {"current": current, "reason": reason, "since": _time_text(found.get("since")), "forced": False}
+
+
+def _sync(config: Config, login: Section | None, state: Section, live: Section, quarantined: int) -> Section:
+    error = _json_state(state, "sync_last_error")
+    return {
+        "url": login["url"] if login else None,
+        "direction": config.sync.direction,
+        "interval_s": config.sync.interval_s,
+        "realtime": False,
+        "last_success": _time_text(state.get("sync_last_success_us")),
+        "last_error": error.get("message"),
+        "next": _time_text(live.get("next_sync_us")) if login else None,
+        "pending_events": state.get("pending_events", 0),
+        "pending_records": state.get("pending_records", 0),
+        "quarantined": quarantined,
+        "conflicts_open": state.get("conflicts_open", 0),
+        "cursor": state.get("sync_cursor"),
+    }
+
+
+def _json_state(state: Section, key: str) -> Section:
+    try:
+        found = json.loads(state.get(key, "{}"))
+    except (ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _daemon(paths: Paths) -> tuple[Section, Section]:
+    """Return what the live daemon says of itself, and the section about it."""
+    holder = find_holder(paths.lock)
+    if holder is None or holder.role != "daemon":
+        return {}, {"running": False, "pid": None, "uptime_s": None, "version": None, "state": "stopped"}
+    live: Section = {}
+    state = "silent"
+    try:
+        live = control.call(paths.state_dir, "status", timeout_s=ASK_TIMEOUT_S)
+        state = "running" if live.get("ready") is True else "starting"
+    except DaemonNotRunning:
+        state = "starting"
+    except MetricsdError:
+        # Silent or of another version: it holds the lock, and that is all that can be said.
+        live = {}
+    uptime_s = round(max(time.time() - holder.started, 0.0), 1) if holder.started else None
+    return live, {
+        "running": state == "running",
+        "pid": holder.pid or None,
+        "uptime_s": uptime_s,
+        "version": holder.version or None,
+        "state": state,
+    }
+
+
+def _spool(paths: Paths, quarantined: int) -> Section:
+    section: Section = {
+        "dir": str(paths.spool),
+        "pending_files": 0,
+        "pending_bytes": 0,
+        "oldest_pending_s": None,
+        "quarantined": quarantined,
+    }
+    try:
+        waiting = pending(paths.spool)
+    except OSError as error:
+        return {**section, "error": f"{error.filename}: {error.strerror}"}
+    section["pending_files"] = waiting.files
+    section["pending_bytes"] = waiting.bytes
+    if waiting.oldest_mtime_ns is not None:
+        section["oldest_pending_s"] = round(max(time.time() - waiting.oldest_mtime_ns / 1e9, 0.0), 1)
+    return section
+
+
+def _store(paths: Paths) -> tuple[Section, Section]:
+    """Return the store's state values, and the section about it. Never creates a store."""
+    section: Section = {
+        "path": str(paths.store),
+        "events": 0,
+        "sessions": 0,
+        "bytes": _size_of(paths),
+        "schema": None,
+        "healthy": True,
+        "reason": None,
+        "quarantined": 0,
+    }
+    if not paths.store.exists():
+        return {}, section
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{paths.store.as_uri()}?mode=ro", uri=True, timeout=READ_TIMEOUT_S)
+        ) as db:
+            db.execute("BEGIN")
+            section["schema"] = db.execute("PRAGMA user_version").fetchone()[0]
+            state: Section = dict(db.execute("SELECT key, value FROM state"))
+            section["events"] = int(state.get("live_events", 0))
+            section["sessions"] = db.execute("SELECT count(*) FROM session").fetchone()[0]
+            section["quarantined"] = db.execute("SELECT count(*) FROM quarantine WHERE state = 'open'").fetchone()[0]
+            state["pending_events"] = _pending_events(db, state)
+            state["pending_records"] = sum(db.execute(sql).fetchone()[0] for sql in _PENDING_RECORDS)
+            state["conflicts_open"] = db.execute("SELECT count(*) FROM conflict_log WHERE state = 'open'").fetchone()[0]
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        section["healthy"] = False
+        section["reason"] = f"{paths.store} cannot be read ({error})"
+        return {}, section
+    return state, section
+
+
+def _pending_events(db: sqlite3.Connection, state: Section) -> int:
+    """Return how many own events wait to be sent, by the rule of store/outbox.py (a test holds the two together)."""
+    after = int(state.get("stream_base", 0)) + int(state.get("stream_settled", 0))
+    newest = int(state.get("last_pos", 0))
+    if newest <= after:
+        return 0
+    counted = int(db.execute(_COUNT, (after, COUNT_MAX)).fetchone()[0])
+    return counted if counted < COUNT_MAX else newest - after
+
+
+def _size_of(paths: Paths) -> int:
+    size = 0
+    for file in (paths.store, paths.store.with_name(paths.store.name + "-wal")):
+        with contextlib.suppress(OSError):
+            size += file.stat().st_size
+    return size
+
+
+def _login(paths: Paths) -> Section | None:
+    """Return the login's address and names, never its secrets; None without one."""
+    try:
+        with paths.credentials.open("rb") as stream:
+            found = json.loads(stream.read(_CREDENTIALS_BYTES_MAX))
+        return {key: str(found[key]) for key in ("url", "tenant", "user", "device_id")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"url": None, "damaged": True}
+
+
+def _time_text(micros: object) -> str | None:
+    """Return microseconds UTC as RFC 3339, or None for anything that is no time."""
+    if not isinstance(micros, int) or micros <= 0:
+        return None
+    try:
+        return datetime.fromtimestamp(micros / 1_000_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return None

@@ -1,0 +1,139 @@
+"""`status` for people: one screen, a symbol a line, and the next command to type where something is off.
+
+Pure: a status goes in, text comes out. Symbols fall back to ASCII where the terminal cannot show them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+Section = dict[str, Any]
+_NAME_WIDTH = 9
+
+
+class Mark(StrEnum):
+    """How a line stands."""
+
+    GOOD = "good"
+    LOOK = "look"
+    BAD = "bad"
+    OFF = "off"
+
+
+_SYMBOLS = {Mark.GOOD: "●", Mark.LOOK: "▲", Mark.BAD: "✗", Mark.OFF: "○"}
+_ASCII = {Mark.GOOD: "+", Mark.LOOK: "!", Mark.BAD: "x", Mark.OFF: "-"}
+_COLOURS = {Mark.GOOD: "32", Mark.LOOK: "33", Mark.BAD: "31", Mark.OFF: "2"}
+
+
+class Line(NamedTuple):
+    """One line: how it stands, of what, in words, and what to type next if anything."""
+
+    mark: Mark
+    name: str
+    text: str
+    next: str = ""
+
+
+def render(found: Section, *, colour: bool, encoding: str, now: datetime | None = None) -> str:
+    """Return the screen for a status."""
+    at = now or datetime.now(UTC)
+    lines = [_daemon(found["daemon"]), _spool(found), _store(found["store"]), _sync(found, at), *_attention(found)]
+    symbols = _SYMBOLS if "utf" in (encoding or "").lower() else _ASCII
+    rows = []
+    for line in lines:
+        symbol = symbols[line.mark]
+        if colour:
+            symbol = f"\x1b[{_COLOURS[line.mark]}m{symbol}\x1b[0m"
+        rows.append(f"{symbol} {line.name:{_NAME_WIDTH}} {line.text}")
+        if line.next:
+            rows.append(f"  {'':{_NAME_WIDTH}} next: {line.next}")
+    return "\n".join(rows)
+
+
+def _daemon(daemon: Section) -> Line:
+    if daemon["running"]:
+        return Line(Mark.GOOD, "daemon", f"running for {_span(daemon['uptime_s'])} (pid {daemon['pid']})")
+    match daemon["state"]:
+        case "starting":
+            return Line(Mark.LOOK, "daemon", f"starting (pid {daemon['pid']})", "metricsd status")
+        case "silent":
+            return Line(
+                Mark.BAD,
+                "daemon",
+                f"does not answer (pid {daemon['pid']})",
+                "metricsd logs, then metricsd down and metricsd up",
+            )
+        case _:
+            return Line(Mark.BAD, "daemon", "not running; hooks go on recording into the spool", "metricsd up")
+
+
+def _spool(found: Section) -> Line:
+    spool = found["spool"]
+    if "error" in spool:
+        return Line(Mark.BAD, "spool", f"cannot be read ({spool['error']})", "repair the folder's permissions")
+    files = spool["pending_files"]
+    if not files:
+        return Line(Mark.GOOD, "spool", f"nothing waits ({spool['dir']})")
+    text = f"{_count(files, 'capture')} waiting, {_size(spool['pending_bytes'])}, oldest {_span(spool['oldest_pending_s'])}"
+    return Line(Mark.LOOK, "spool", text, "" if found["daemon"]["running"] else "metricsd up")
+
+
+def _store(store: Section) -> Line:
+    if not store["healthy"]:
+        return Line(Mark.BAD, "store", str(store["reason"]), "metricsd logs")
+    text = f"{_count(store['events'], 'event')} in {_count(store['sessions'], 'session')}, {_size(store['bytes'])}"
+    return Line(Mark.GOOD if store["events"] else Mark.OFF, "store", f"{text} ({store['path']})")
+
+
+def _sync(found: Section, now: datetime) -> Line:
+    sync, mode = found["sync"], found["mode"]
+    waiting = f"{_count(sync['pending_events'], 'event')} and {_count(sync['pending_records'], 'record')} to send"
+    reason = str(mode["reason"])
+    if reason == "not logged in":
+        return Line(Mark.OFF, "sync", "off: not logged in; everything stays on this machine", "metricsd login URL")
+    if reason == "auth":
+        return Line(Mark.BAD, "sync", f"stopped: {sync['last_error']}; {waiting}", "metricsd login URL")
+    if mode["current"] != "hybrid":
+        return Line(Mark.LOOK, "sync", f"off: {sync['last_error'] or reason}; {waiting}", "metricsd sync --now")
+    if sync["last_success"] is None:
+        return Line(Mark.LOOK, "sync", f"not yet with {sync['url']}; {waiting}", "metricsd sync --now")
+    return Line(Mark.GOOD, "sync", f"with {sync['url']}, {_ago(sync['last_success'], now)}; {waiting}")
+
+
+def _attention(found: Section) -> list[Line]:
+    lines = []
+    if found["spool"]["quarantined"]:
+        text = f"{_count(found['spool']['quarantined'], 'item')} could not be accepted"
+        lines.append(Line(Mark.LOOK, "attention", text, "metricsd quarantine list"))
+    if found["sync"]["conflicts_open"]:
+        text = f"{_count(found['sync']['conflicts_open'], 'record')} changed on two devices"
+        lines.append(Line(Mark.LOOK, "attention", text, "metricsd conflicts list"))
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _size(number: int) -> str:
+    size = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "an unknown time"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _ago(text: str, now: datetime) -> str:
+    return f"{_span(max((now - datetime.fromisoformat(text)).total_seconds(), 0.0))} ago"

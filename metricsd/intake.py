@@ -1,0 +1,44 @@
+"""Opens a home for taking in: identity, spool, store, and the tail that reads one into the other.
+
+The daemon and a foreground `sync` begin with the same steps, in the thread that will own the store. The caller holds
+the instance lock.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from metricsd.clock import Clock
+from metricsd.config import Config, Paths
+from metricsd.identity import load_identity
+from metricsd.spool import ensure_spool
+from metricsd.store import sources
+from metricsd.store.connection import Store
+from metricsd.store.ingest import Ingest
+from metricsd.tail import Tail
+
+
+class Intake(NamedTuple):
+    """An open store and its tail; both belong to one thread."""
+
+    store: Store
+    tail: Tail
+
+    def take_all(self) -> None:
+        """Take in everything that lies in the spool now. Raises StoreError, and nothing is lost then."""
+        while self.tail.tick().more:
+            continue
+
+
+def open_intake(paths: Paths, config: Config, clock: Clock) -> Intake:
+    """Open, making what is missing; raise StoreError or ConfigError that says what to do."""
+    identity = load_identity(paths)
+    ensure_spool(paths.spool)
+    store = Store.open(paths.store, clock=clock, backups=paths.backups)
+    try:
+        checkpoints = sources.load_all(store)
+    except BaseException:
+        store.close()
+        raise
+    tail = Tail(Ingest(store), paths.spool, config.tail, identity.installation_key, clock, checkpoints)
+    return Intake(store, tail)

@@ -1,0 +1,100 @@
+"""When the daemon does what it does regularly: sync, the nightly backup, retention, and closing idle sessions.
+
+APScheduler only says when; a due job drops its name into one bounded place and the daemon's named tasks do the work,
+so that a failing job ends the daemon loudly instead of inside the scheduler. A missed time is done once, not caught
+up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, tzinfo
+from enum import StrEnum
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+from metricsd.clock import US_PER_S
+from metricsd.config import Config
+
+IDLE_CHECK_MAX_S = 60.0
+RETENTION_INTERVAL_S = 3600.0
+"""Retention looks every hour: a laptop is seldom awake at one given hour of the night."""
+
+
+class Chore(StrEnum):
+    """What is done regularly in the store."""
+
+    CLOSE_IDLE = "close_idle"
+    RETENTION = "retention"
+    BACKUP = "backup"
+
+
+class Schedule:
+    """The times. `on_sync` and `chores` are told when something is due."""
+
+    def __init__(self, config: Config, on_sync: Callable[[], None]) -> None:
+        self._config = config
+        self._on_sync = on_sync
+        self._due: dict[Chore, None] = {}
+        self._wake = asyncio.Event()
+        self._scheduler = AsyncIOScheduler(
+            timezone=_local_zone(), job_defaults={"coalesce": True, "misfire_grace_time": None}
+        )
+
+    def start(self) -> None:
+        """Begin; needs a running event loop."""
+        idle_s = min(max(self._config.sessions.idle_end_s / 4, 0.05), IDLE_CHECK_MAX_S)
+        self._regularly(Chore.CLOSE_IDLE, IntervalTrigger(seconds=idle_s))
+        self._regularly(Chore.RETENTION, IntervalTrigger(seconds=RETENTION_INTERVAL_S))
+        self._regularly(Chore.BACKUP, CronTrigger(hour=self._config.store.backup_hour, minute=0))
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """End; nothing is due any more."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+
+    def sync_at(self, at_us: int) -> None:
+        """Plan the next sync for `at_us` (microseconds UTC) instead of what was planned."""
+        when = datetime.fromtimestamp(at_us / US_PER_S, UTC)
+        self._scheduler.add_job(self._note_sync, DateTrigger(when), id="sync", replace_existing=True)
+
+    def look_again(self) -> None:
+        """Recompute what is due, after the wall clock jumped or the machine slept."""
+        if self._scheduler.running:
+            self._scheduler.wakeup()
+
+    async def next_chore(self) -> Chore:
+        """Return the next due chore, waiting for one; a chore that became due twice is returned once."""
+        while not self._due:
+            self._wake.clear()
+            await self._wake.wait()
+        chore = next(iter(self._due))
+        del self._due[chore]
+        return chore
+
+    def _regularly(self, chore: Chore, trigger: IntervalTrigger | CronTrigger) -> None:
+        self._scheduler.add_job(self._note, trigger, args=(chore,), id=chore.value)
+
+    # Coroutines, because the scheduler would run plain functions in threads of a pool.
+    async def _note_sync(self) -> None:
+        self._on_sync()
+
+    async def _note(self, chore: Chore) -> None:
+        self._due[chore] = None
+        self._wake.set()
+
+
+def _local_zone() -> tzinfo:
+    """Return the machine's zone for the hour of the backup; UTC where it has none that is known."""
+    try:
+        from tzlocal import get_localzone
+
+        zone: tzinfo = get_localzone()
+    except Exception:  # A broken TZ or /etc/timezone must not keep the daemon from starting.
+        return UTC
+    return zone

@@ -1,0 +1,199 @@
+"""When the daemon syncs: on its schedule, at once after a login, and on demand; never two rounds at a time.
+
+The engine decides how a round goes and when the next one is due; this only waits, asks and remembers since when sync
+has been as it is. Without a login, or with one that the cloud refused, nothing is sent until the login changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+import structlog
+
+from metricsd.clock import US_PER_S, Clock
+from metricsd.config import Paths
+from metricsd.errors import StoreUnavailable
+from metricsd.store import state
+from metricsd.store.connection import Store
+from metricsd.sync.report import Report
+
+MODE = "sync_mode"
+"""State key: JSON {"current", "reason", "since": microseconds} of what the last round met."""
+MORE_ROUNDS_MAX = 10_000
+"""Rounds that one `sync --now` may add while a round says that there is more; a backlog of any size is far below."""
+STORE_PAUSE_S = 5.0
+AUTH = "auth"
+
+log = structlog.get_logger("sync")
+
+Fingerprint = tuple[int, int, int]
+
+
+class Rounds(Protocol):
+    """The engine, as far as this needs it."""
+
+    async def tick(self, *, reason: str = ...) -> Report:
+        """Run one round; raises StoreError only."""
+        ...
+
+    async def seconds_to_next(self) -> float:
+        """Return how long to wait for the next round."""
+        ...
+
+
+class Planner(Protocol):
+    """Who calls back at a time."""
+
+    def sync_at(self, at_us: int) -> None:
+        """Plan the next round."""
+        ...
+
+
+class _Seen(NamedTuple):
+    """The login that the last round used, and whether the cloud refused it."""
+
+    login: Fingerprint | None
+    refused: bool
+
+
+class Syncing:
+    """The daemon's sync task."""
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        planner: Planner,
+        paths: Paths,
+        clock: Clock,
+        remember: Callable[[Report], Awaitable[None]],
+    ) -> None:
+        self._rounds = rounds
+        self._planner = planner
+        self._paths = paths
+        self._clock = clock
+        self._remember = remember
+        self._wanted = asyncio.Event()
+        self._busy = asyncio.Lock()
+        self._seen = _Seen(None, refused=False)
+        self.next_us: int | None = None
+
+    def want(self) -> None:
+        """Ask for a round because its time has come."""
+        self._wanted.set()
+
+    def notice_login(self) -> None:
+        """Ask for a round if the login changed since the last one."""
+        login = _fingerprint(self._paths)
+        if login is not None and login != self._seen.login:
+            self._wanted.set()
+
+    async def loop(self) -> None:
+        """Sync when asked, for ever."""
+        await self._plan()
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                await self._when_useful()
+                await self._plan()
+            except StoreUnavailable as error:
+                log.warning("round.postponed", reason=str(error))
+                self._plan_in(STORE_PAUSE_S)
+
+    async def now(self) -> Report:
+        """Sync at once, whatever was planned, until nothing more is to be done; return what happened in all."""
+        total = await until_done(lambda: self._round("demand"))
+        await self._plan()
+        return total
+
+    async def _when_useful(self) -> None:
+        login = _fingerprint(self._paths)
+        if login is None or (self._seen.refused and login == self._seen.login):
+            return
+        await self._round("interval" if login == self._seen.login else "login")
+
+    async def _round(self, reason: str) -> Report:
+        async with self._busy:
+            login = _fingerprint(self._paths)
+            report = await self._rounds.tick(reason=reason)
+            self._seen = _Seen(login, refused=report.error is not None and report.error.code == AUTH)
+            await self._remember(report)
+        _log_round(report)
+        return report
+
+    async def _plan(self) -> None:
+        self._plan_in(max(await self._rounds.seconds_to_next(), 0.0))
+
+    def _plan_in(self, seconds: float) -> None:
+        self.next_us = self._clock.now_us() + int(seconds * US_PER_S)
+        self._planner.sync_at(self.next_us)
+
+
+async def until_done(do_round: Callable[[], Awaitable[Report]]) -> Report:
+    """Run rounds until one fails or nothing more is to be done; return what happened in all."""
+    total = await do_round()
+    for _ in range(MORE_ROUNDS_MAX):
+        if not (total.ok and total.more):
+            break
+        total = added(total, await do_round())
+    return total
+
+
+def added(one: Report, other: Report) -> Report:
+    """Return the sum of two rounds that followed each other; state (mode, open conflicts, error) is the later one's."""
+    other.pushed_events += one.pushed_events
+    other.pushed_records += one.pushed_records
+    other.pulled_events += one.pulled_events
+    other.pulled_records += one.pulled_records
+    other.duration_ms += one.duration_ms
+    other.conflicts.resolved += one.conflicts.resolved
+    for strategy, count in one.conflicts.by_strategy.items():
+        other.conflicts.by_strategy[strategy] = other.conflicts.by_strategy.get(strategy, 0) + count
+    other.rejected = [*one.rejected, *other.rejected]
+    other.notes = list(dict.fromkeys([*one.notes, *other.notes]))
+    return other
+
+
+def remember_mode(store: Store, report: Report) -> None:
+    """Keep since when sync has been as the round found it; a round like the one before changes nothing."""
+    reason = "synced" if report.error is None else _reason(report.error.code, report.error.message)
+    before = state.get_text(store, MODE)
+    found = json.loads(before) if before else {}
+    if (found.get("current"), found.get("reason")) == (report.mode, reason):
+        return
+    now = {"current": report.mode, "reason": reason, "since": store.clock.now_us()}
+    with store.transaction():
+        state.put(store, MODE, json.dumps(now))
+
+
+def _reason(code: str, message: str) -> str:
+    return AUTH if code == AUTH else f"{code}: {message}"
+
+
+def _log_round(report: Report) -> None:
+    if report.error is not None:
+        log.warning("round.failed", code=report.error.code, reason=report.error.message)
+        return
+    moved = report.pushed_events + report.pushed_records + report.pulled_events + report.pulled_records
+    write = log.info if moved or report.rejected else log.debug
+    write(
+        "round.done",
+        pushed_events=report.pushed_events,
+        pushed_records=report.pushed_records,
+        pulled_events=report.pulled_events,
+        pulled_records=report.pulled_records,
+        rejected=len(report.rejected),
+        took_ms=report.duration_ms,
+    )
+
+
+def _fingerprint(paths: Paths) -> Fingerprint | None:
+    """Return what changes when the login does, without reading it."""
+    try:
+        found = paths.credentials.stat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
