@@ -123,14 +123,14 @@ def last_seq(store: Store, stream: Stream) -> int:
 
 
 def enrol(store: Store, device_id: DeviceId, cloud: str) -> Stream:
-    """Make the store a device of `cloud` (any text that names it), keeping everything that it already holds.
+    """Make the store a device of `cloud` (any text that names the tenant), keeping everything that it already holds.
 
     All own events are offered: what the cloud has from an earlier id of ours it answers with that id. At the first
     enrolment, and in another cloud, the own device row takes the new name; in the same cloud the earlier id keeps
     its acknowledged events.
     """
     old = find(store)
-    if old is not None and (old.device_id, old.cloud) == (device_id, cloud):
+    if old is not None and old.device_id == device_id:
         return old
     with store.transaction(full=True):
         if old is not None and old.cloud == cloud:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from hashlib import blake2b
 from random import Random
 from typing import TypeVar
 
@@ -286,7 +287,8 @@ def credentials_of(url: str, reply: object) -> Credentials:
 
 
 def _cloud_of(credentials: Credentials) -> str:
-    return f"{credentials.url} {credentials.tenant}"
+    """Return what names the tenant: a hash of its key, because addresses and names may change."""
+    return blake2b(credentials.tenant_key, digest_size=16).hexdigest()
 
 
 def _act(store: Store, stream: Stream, reply: HelloReply) -> Stream:

@@ -45,6 +45,8 @@ class Network(httpx.AsyncBaseTransport):
         self.app: ASGIApp | None = None
         self.fault: Fault = lambda _: None
         self.requests: list[str] = []
+        self.canned: dict[str, httpx.Response] = {}
+        """Answers for status codes that a fault names; any other code answers with a text."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(f"{request.method} {request.url.path}")
@@ -64,6 +66,9 @@ class Network(httpx.AsyncBaseTransport):
                 return await self._ask(request, body)
             case "html":
                 return httpx.Response(200, html="<html>Sign in to this network</html>")
+            case status if status in self.canned:
+                canned = self.canned[status]
+                return httpx.Response(canned.status_code, headers=canned.headers, content=canned.content)
             case status:
                 return httpx.Response(int(status), headers={"retry-after": "7"}, text="no")
 
