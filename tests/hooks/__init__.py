@@ -1,0 +1,1 @@
+"""Tests of the capture hook, its installer and the spool's contract."""
