@@ -260,7 +260,7 @@ def _feed_query(request: Req, page_max: int) -> FeedQuery:
     cursor = request.query_params.get("cursor", "")
     limit = request.query_params.get("limit", str(page_max))
     only = request.query_params.get("only")
-    if not (limit.isascii() and limit.isdecimal() and len(limit) < 10 and int(limit) > 0):
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 19 and int(limit) > 0):
         raise refuse(400, "bad_request", "limit is a number from 1", limit="page_max")
     if only not in (None, "records"):
         raise refuse(400, "bad_request", "only is records, or not given")

@@ -1,0 +1,1 @@
+"""Tests of the cloud: the real app, over ASGI and over sockets."""

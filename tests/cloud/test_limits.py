@@ -1,0 +1,326 @@
+"""Limits of a request at -1, 0 and +1, and bodies made to burst: memory stays bounded, the refusal names the limit."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import threading
+import zlib
+from collections.abc import AsyncIterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metricsd.cloud import app as app_module
+from metricsd.cloud import ingest
+from metricsd.cloud.budget import Budget
+from metricsd.cloud.ingest import depth_exceeds
+from metricsd.cloud.problems import Refused
+from metricsd.config import Cloud
+from tests.cloud.support import CloudUnderTest, Device, Json, bearer, event, events, ok, problem, statuses
+
+MIB = 1024 * 1024
+SMALL = Cloud(body_bytes_max=4096, inflated_bytes_max=16_384, items_max=10, item_bytes_max=1024, depth_max=8)
+
+
+@pytest.fixture
+async def small(tmp_path: Path) -> AsyncIterator[CloudUnderTest]:
+    async with CloudUnderTest(tmp_path / "cloud", SMALL) as made:
+        yield made
+
+
+async def send(device: Device, body: bytes, **headers: str) -> httpx.Response:
+    return await device.cloud.http.post(
+        "/sync/v1/events", content=body, headers={**bearer(device.token), "content-type": "application/json", **headers}
+    )
+
+
+def body_of(device: Device, batch: list[Json], **extra: Any) -> bytes:
+    return json.dumps({"device_id": device.id, "epoch": 1, "base_seq": 0, "events": batch, **extra}).encode()
+
+
+def limit_of(reply: httpx.Response) -> tuple[int, str]:
+    problem(reply)
+    return reply.status_code, reply.json()["limit"]
+
+
+def padded(body: bytes, size: int) -> bytes:
+    assert len(body) <= size
+    return body + b" " * (size - len(body))
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+async def test_the_body_as_received(small: CloudUnderTest, over: int) -> None:
+    """`body_bytes_max` bytes are taken, one more is 413."""
+    device = await small.device()
+    reply = await send(device, padded(body_of(device, events(1)), SMALL.body_bytes_max + over))
+    if over > 0:
+        assert limit_of(reply) == (413, "body_bytes_max")
+    else:
+        assert ok(reply)["acked_through"] == 1
+
+
+async def test_a_body_without_a_declared_length_is_bounded_too(small: CloudUnderTest) -> None:
+    """Chunked bodies are counted as they come, however long they go on."""
+    device = await small.device()
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1024
+            yield b" " * 1024
+
+    reply = await small.http.post("/sync/v1/events", content=chunks(), headers=bearer(device.token))
+    assert limit_of(reply) == (413, "body_bytes_max")
+    assert sent <= SMALL.body_bytes_max * (ingest.DISCARDED_BODIES + 1)
+
+
+async def test_a_body_that_is_declared_far_too_long_is_not_read(small: CloudUnderTest) -> None:
+    """The answer comes before the first byte is taken."""
+    device = await small.device()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    declared = str(SMALL.body_bytes_max * ingest.DISCARDED_BODIES + 1)
+    reply = await small.http.post(
+        "/sync/v1/events", content=chunks(), headers={**bearer(device.token), "content-length": declared}
+    )
+    assert limit_of(reply) == (413, "body_bytes_max")
+
+
+@pytest.mark.parametrize("encoding", ["zstd", "gzip"])
+@pytest.mark.parametrize("over", [-1, 0, 1])
+async def test_the_body_inflated(small: CloudUnderTest, encoding: str, over: int) -> None:
+    """`inflated_bytes_max` bytes are taken, one more is 413."""
+    device = await small.device()
+    body = padded(body_of(device, events(2)), SMALL.inflated_bytes_max + over)
+    packed = zstandard.compress(body) if encoding == "zstd" else gzip.compress(body)
+    reply = await send(device, packed, **{"content-encoding": encoding})
+    if over > 0:
+        assert limit_of(reply) == (413, "inflated_bytes_max")
+    else:
+        assert ok(reply)["acked_through"] == 2
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+async def test_items_of_events_and_records(small: CloudUnderTest, over: int) -> None:
+    """`items_max` items are taken, one more is 413."""
+    device = await small.device()
+    count = SMALL.items_max + over
+    pushed = await device.try_push(events(count))
+    changes = [{"type": "session", "id": str(number)} for number in range(count)]
+    put = await small.post("/records", {"device_id": device.id, "changes": changes}, device.token)
+    if over > 0:
+        assert limit_of(pushed) == limit_of(put) == (413, "items_max")
+    else:
+        assert ok(pushed)["acked_through"] == count and len(ok(put)["results"]) == count
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+async def test_a_single_item(small: CloudUnderTest, over: int) -> None:
+    """An item above `item_bytes_max` is rejected alone, whatever fills it."""
+    device = await small.device()
+
+    def sized(item: Json) -> bytes:
+        text = json.dumps(item).encode()
+        return text[:-1] + b" " * (SMALL.item_bytes_max + over - len(text)) + b"}"
+
+    body = body_of(device, [event(1)])
+    fat = event(2)
+    reply = ok(await send(device, body[:-2] + b"," + sized(fat) + b"]}"))
+    expected = "rejected" if over > 0 else "stored"
+    assert statuses(reply["results"]) == ["stored", expected]
+    record = {"type": "session", "id": "a", "fields": {}}
+    head = json.dumps({"device_id": device.id, "changes": []}).encode()[:-2]
+    answer = await small.http.post(
+        "/sync/v1/records", content=head + sized(record) + b"]}", headers=bearer(device.token)
+    )
+    assert ok(answer)["results"][0]["status"] == ("rejected" if over > 0 else "applied")
+    if over > 0:
+        assert reply["results"][1]["reason"] == ok(answer)["results"][0]["reason"] == "too_large"
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+async def test_depth(small: CloudUnderTest, over: int) -> None:
+    """`depth_max` levels are taken in fields nobody knows, one more is 400."""
+    device = await small.device()
+    inner = SMALL.depth_max + over - 1
+    body = body_of(device, events(1))[:-1] + b',"later":' + b"[" * inner + b"]" * inner + b"}"
+    reply = await send(device, body)
+    if over > 0:
+        assert limit_of(reply) == (400, "depth_max")
+    else:
+        assert ok(reply)["acked_through"] == 1
+
+
+@given(
+    st.recursive(st.text() | st.integers() | st.none(), lambda part: st.lists(part) | st.dictionaries(st.text(), part))
+)
+def test_depth_is_counted_exactly(value: Any) -> None:
+    """Brackets and quotes inside strings do not count; the true depth passes and one less does not."""
+
+    def depth(part: Any) -> int:
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    for ascii_only in (True, False):
+        body = json.dumps(value, ensure_ascii=ascii_only).encode()
+        assert not depth_exceeds(body, depth(value))
+        if depth(value) > 0:
+            assert depth_exceeds(body, depth(value) - 1)
+
+
+async def test_a_hundred_thousand_levels_are_refused_quickly(cloud: CloudUnderTest) -> None:
+    """No recursion error, no crash, in known and unknown places."""
+    device = await cloud.device()
+    deep = b"[" * 100_000 + b"]" * 100_000
+    for body in (deep, b"[" * 100_000, body_of(device, [])[:-2] + deep + b"]}", b'{"x":' * 100_000):
+        assert limit_of(await send(device, body)) == (400, "depth_max")
+
+
+class PeakMemory:
+    """Watches this process's memory from a thread while a block runs."""
+
+    def __enter__(self) -> PeakMemory:
+        self._process = psutil.Process()
+        self.before = self.peak = self._process.memory_info().rss
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def grown_mib(self) -> float:
+        return (self.peak - self.before) / MIB
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self.peak = max(self.peak, self._process.memory_info().rss)
+
+
+@cache
+def bombs() -> dict[str, bytes]:
+    """Bodies of under 4 MB that inflate to 1 GB."""
+    piece = b" " * MIB
+    deflate = zlib.compressobj(9, zlib.DEFLATED, 31)
+    gz = b"".join([*(deflate.compress(piece) for _ in range(1024)), deflate.flush()])
+    squeeze = zstandard.ZstdCompressor(level=3).compressobj()
+    zst = b"".join([*(squeeze.compress(piece) for _ in range(1024)), squeeze.flush()])
+    return {"gzip": gz, "zstd": zst}
+
+
+async def test_bombs_burst_within_bounds(cloud: CloudUnderTest) -> None:
+    """A gigabyte in a small body: refused, and the process grows by less than two inflated bodies and some."""
+    device = await cloud.device()
+    for encoding, bomb in bombs().items():
+        assert len(bomb) < cloud.settings.body_bytes_max
+        with PeakMemory() as memory:
+            reply = await send(device, bomb, **{"content-encoding": encoding})
+        assert limit_of(reply) == (413, "inflated_bytes_max")
+        assert memory.grown_mib < 80
+
+
+async def test_many_bombs_at_once_are_bounded_together(cloud: CloudUnderTest) -> None:
+    """Twenty at the same moment cost what two cost: they wait for each other, or are told to come back."""
+    device = await cloud.device()
+    bomb = bombs()["zstd"]
+    with PeakMemory() as memory:
+        replies = await asyncio.gather(*[send(device, bomb, **{"content-encoding": "zstd"}) for _ in range(20)])
+    assert {reply.status_code for reply in replies} <= {413, 503}
+    assert memory.grown_mib < 200
+
+
+async def test_a_window_of_gigabytes_is_not_granted(cloud: CloudUnderTest) -> None:
+    """A zstd frame may not make us allocate more than 8 MB for its window."""
+    device = await cloud.device()
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, compression_level=1)
+    squeeze = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    body = squeeze.compress(b" " * 1000) + squeeze.flush()
+    assert problem(await send(device, body, **{"content-encoding": "zstd"})) == (400, "bad_encoding")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "expected"),
+    [
+        ("br", b"x", (415, "unsupported_encoding")),
+        ("gzip, zstd", b"x", (415, "unsupported_encoding")),
+        ("zstd", b"not zstd", (400, "bad_encoding")),
+        ("gzip", b"not gzip", (400, "bad_encoding")),
+        ("gzip", gzip.compress(b"{}")[:-4], (400, "bad_encoding")),
+        ("gzip", gzip.compress(b"{}") + b"tail", (400, "bad_encoding")),
+        ("identity", b"{", (400, "bad_json")),
+        ("identity", b"", (400, "bad_json")),
+        ("identity", b"\xff\xfe", (400, "bad_json")),
+        ("identity", b"[]", (400, "bad_request")),
+    ],
+)
+async def test_what_cannot_be_read_is_refused(
+    cloud: CloudUnderTest, encoding: str, body: bytes, expected: tuple[int, str]
+) -> None:
+    """With a stable code, before anything is stored."""
+    device = await cloud.device()
+    assert problem(await send(device, body, **{"content-encoding": encoding})) == expected
+
+
+async def test_a_truncated_zstd_body_stores_nothing(cloud: CloudUnderTest) -> None:
+    """Whatever part arrived is not a batch."""
+    device = await cloud.device()
+    packed = zstandard.compress(body_of(device, events(50)))
+    for cut in (5, len(packed) // 2, len(packed) - 1):
+        assert (await send(device, packed[:cut], **{"content-encoding": "zstd"})).status_code == 400
+    assert (await device.hello())["last_seq"] == 0
+
+
+async def test_a_body_that_does_not_come_is_given_up(cloud: CloudUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """408 after the deadline."""
+    monkeypatch.setattr(app_module, "BODY_TIMEOUT_S", 0.05)
+    device = await cloud.device()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    reply = await cloud.http.post("/sync/v1/events", content=chunks(), headers=bearer(device.token))
+    assert problem(reply) == (408, "slow_body")
+
+
+def test_a_budget_gives_back_what_a_refused_request_took() -> None:
+    """Shares add up, a full budget refuses with 503, and leaving a share frees it."""
+    budget = Budget(100)
+    with budget.share() as first:
+        first.take(60)
+        with budget.share() as second:
+            second.take(40)
+            with pytest.raises(Refused) as refused:
+                second.take(1)
+            assert refused.value.problem.status == 503
+            assert refused.value.problem.retry_after_s
+        first.take(40)
+    assert budget.used == 0
+
+
+async def test_nothing_stays_in_the_budget(small: CloudUnderTest) -> None:
+    """After good and bad requests alike, no byte is held, and the figures say so."""
+    device = await small.device()
+    await device.push(events(3))
+    await send(device, b"x" * 9000)
+    await send(device, zstandard.compress(b" " * 100_000), **{"content-encoding": "zstd"})
+    text = (await small.http.get("/metrics")).text
+    assert "metricsd_cloud_in_flight_bytes 0\n" in text
+    assert 'items_total{kind="events",outcome="stored"} 3' in text
+    assert "acme" not in text and device.id not in text
