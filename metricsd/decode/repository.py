@@ -69,7 +69,7 @@ class Repositories:
 
 
 def _look(cwd: str, home: str) -> Place:
-    if not os.path.isabs(cwd) or "\0" in cwd:
+    if not os.path.isabs(cwd):
         return NOWHERE
     try:
         folder = os.path.realpath(cwd, strict=True)

@@ -94,6 +94,7 @@ def test_long_text_is_checked_across_chunks() -> None:
     good = _line(payload={"x": "a" + "é" * 1_500_000}).decode("unicode_escape").encode()
     assert parse_line(good).event == "Stop"
     assert _reason(good[:-3] + b"\xff" + good[-3:]) == "bad_utf8"
+    assert _reason(good + b"\xc3") == "bad_utf8"
 
 
 def test_payload_nested_as_deep_as_tools_nest_is_accepted() -> None:
@@ -118,6 +119,12 @@ def test_whole_escapes_are_left_alone(whole: str) -> None:
         bytes(parse_line(GOOD.replace(b'"s"}', f'"{whole}"}}'.encode())).payload)
         == f'{{"session_id":"{whole}"}}'.encode()
     )
+
+
+def test_repair_changes_nothing_but_the_half() -> None:
+    """In a line that needs it: escaped backslashes, pairs and other escapes stay as they are."""
+    data = GOOD.replace(b'"s"}', b'"\\\\ud83d \\ud83d\\ude00 \\n \\ud83d"}')
+    assert bytes(parse_line(data).payload) == b'{"session_id":"\\\\ud83d \\ud83d\\ude00 \\n \\ufffd"}'
 
 
 def test_own_id_is_the_lines_or_the_older_hooks() -> None:

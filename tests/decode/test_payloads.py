@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -10,7 +12,9 @@ from metricsd.decode.claude_code import EVENTS
 from metricsd.decode.repository import Repositories
 from metricsd.model import Event, Kind
 from tests.decode.support import AT_US, Case, cases, decode, line_bytes
+from tests.decode.test_repository import make_repository
 from tests.fakes import FakeClock
+from tests.secrets import Json
 
 # The hooks reference of Claude Code 2.1.240.
 DOCUMENTED = set(
@@ -61,6 +65,26 @@ def test_name_of_nothing_but_control_characters_is_other() -> None:
 def test_cursor_is_told_apart_by_its_payload(mark: dict[str, str]) -> None:
     """Cursor runs the hooks of Claude Code's settings; its sessions must not count as Claude Code's."""
     assert decode({"session_id": "s", **mark}, "Stop").app == "cursor"
+
+
+def test_project_and_branch_come_from_the_working_folder(tmp_path: Path) -> None:
+    """`cwd`, and Cursor's first workspace folder where there is none."""
+    make_repository(tmp_path / "shop", "ref: refs/heads/totals\n")
+    by_cwd: dict[str, Json] = {"cwd": str(tmp_path / "shop")}
+    by_root: dict[str, Json] = {"workspace_roots": [str(tmp_path / "shop")], "cursor_version": "3"}
+    for payload in (by_cwd, by_root):
+        event = decode(payload, "Stop")
+        assert (event.project, event.branch) == ("shop", "totals")
+    assert decode({"cursor_version": "3", "workspace_roots": []}, "Stop").project is None
+
+
+@pytest.mark.parametrize(
+    ("event", "outcome"), [("PreToolUse", None), ("PostToolUse", "interrupted"), ("PostToolUseFailure", "failed")]
+)
+def test_only_a_call_that_ended_well_becomes_interrupted_by_its_response(event: str, outcome: str | None) -> None:
+    """A failure says `is_interrupt` itself, and a call that only starts has no outcome."""
+    payload: dict[str, Json] = {"tool_name": "Bash", "tool_response": {"interrupted": True}}
+    assert decode(payload, event).outcome == outcome
 
 
 def test_broken_field_costs_that_field_alone() -> None:
