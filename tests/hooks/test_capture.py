@@ -106,7 +106,8 @@ def test_a_payload_above_the_cap_leaves_a_note_of_its_size(awk: str, tmp_path: P
     assert len(edge) == PAYLOAD_BYTES_MAX
     run_capture(edge, spool, env=env)
     assert len(payload_of(only_line(spool))["a"]) == PAYLOAD_BYTES_MAX - 8
-    for payload in (b" " + edge, b"[" + b'"y",\n' * 4_000_000 + b"0]", b'"' + b"z" * 20_000_000 + b'"'):
+    one_too_long = b'"' + b"z" * (PAYLOAD_BYTES_MAX - 1) + b'"'
+    for payload in (one_too_long, b"[" + b'"y/",\n' * 3_000_000 + b"0]"):
         run_capture(payload, spool, env=env)
         line = only_line(spool)
         assert len(line) < 200

@@ -74,7 +74,7 @@ def test_an_added_item_comes_out_again(value: list[Any], added: Any, indent: int
 @pytest.mark.parametrize("text", ["", "{", '{"a":1} x', "// c\n{}", "{'a':1}", '{"a":NaN}', "[" * 100_000])
 def test_what_is_no_json_is_refused(text: str) -> None:
     """By a ValueError, also for comments, NaN and depth."""
-    with pytest.raises(ValueError, match="JSON|Expecting|Extra|deeply"):
+    with pytest.raises(ValueError, match=r"JSON|Expecting|Extra|deeply"):
         json_text.parse(text)
 
 
