@@ -127,10 +127,17 @@ class SqliteBackend:
         self._open.move_to_end(tenant_id)
         entry.users += 1
         try:
-            # Shielded: one client that hangs up must not break the opening that others wait for.
-            yield await asyncio.shield(entry.store)
+            yield await self._opened(entry)
         finally:
             entry.users -= 1
+
+    @staticmethod
+    async def _opened(entry: _Open) -> SqliteTenant:
+        try:
+            # Shielded: one client that hangs up must not break the opening that others wait for.
+            return await asyncio.shield(entry.store)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise busy(f"the tenant's database cannot be opened now ({type(error).__name__})") from error
 
     def _begin_opening(self, tenant_id: str) -> _Open:
         if _TENANT_ID.fullmatch(tenant_id) is None:

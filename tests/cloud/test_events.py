@@ -26,7 +26,7 @@ async def test_every_field_survives_the_round_trip(cloud: CloudUnderTest) -> Non
         **event(1),
         **{name: f"{name} é" for name in ("session", "tool", "outcome", "call", "project", "branch", "model")},
         **{name: f"{name} x" for name in ("agent", "subject", "reason", "batch")},
-        **{name: -(1 << 63) for name in ("duration_ms", "input_bytes", "output_bytes")},
+        **dict.fromkeys(("duration_ms", "input_bytes", "output_bytes"), -(1 << 63)),
         "lines_added": (1 << 63) - 1,
         "lines_removed": 0,
         "extra": {"total_tokens": 5, "kind of": "x\u0000y"},

@@ -27,7 +27,7 @@ json_values = st.recursive(
 names = st.sampled_from([*WireEvent.__struct_fields__, "later"])
 wild_events = st.dictionaries(names, json_values, max_size=8).map(lambda wild: {**event(1), **wild})
 wild_bodies = st.fixed_dictionaries(
-    {}, optional={name: json_values for name in ("device_id", "epoch", "base_seq", "events", "changes", "name")}
+    {}, optional=dict.fromkeys(("device_id", "epoch", "base_seq", "events", "changes", "name"), json_values)
 )
 
 

@@ -1,0 +1,52 @@
+"""Real servers for tests: `metricsd cloud serve` as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 20.0
+
+
+class ServerProcess:
+    """`metricsd cloud serve --port 0 --json` over a folder; killed when the block ends."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.url = ""
+        self._folder = folder
+        self._home = home
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> ServerProcess:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "from metricsd.cli.cloud import cloud; cloud()",
+            *("serve", "--port", "0", "--json", "--database", f"sqlite:{self._folder}"),
+            cwd=ROOT,
+            env={**os.environ, "METRICSD_HOME": str(self._home), "PYTHONPATH": str(ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        line = await asyncio.wait_for(self._process.stdout.readline(), DEADLINE_S)
+        self.url = json.loads(line)["url"]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._process.returncode is None:
+            await self.end(signal.SIGKILL)
+
+    async def end(self, number: int) -> int:
+        """Send a signal; return the exit code."""
+        assert self._process is not None and self._process.stdout is not None
+        self._process.send_signal(number)
+        await asyncio.wait_for(self._process.stdout.read(), DEADLINE_S)
+        return await asyncio.wait_for(self._process.wait(), DEADLINE_S)
