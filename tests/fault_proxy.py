@@ -15,10 +15,17 @@ READ_BYTES = 65536
 
 
 class FaultProxy:
-    """Forwards to `127.0.0.1:port`; use as a context manager. `faults` counts what it did to the traffic."""
+    """Forwards to `127.0.0.1:port`; use as a context manager. `faults` counts what it did; `record` keeps what clients sent."""
 
     def __init__(
-        self, port: int, *, seed: int, lose_request: float = 0.0, lose_answer: float = 0.0, cut_answer: float = 0.0
+        self,
+        port: int,
+        *,
+        seed: int,
+        lose_request: float = 0.0,
+        lose_answer: float = 0.0,
+        cut_answer: float = 0.0,
+        record: bool = False,
     ) -> None:
         self._target = port
         self._random = random.Random(seed)
@@ -26,6 +33,8 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._server: asyncio.Server | None = None
+        self._record = record
+        self.recorded = bytearray()
         self.faults = {"requests": 0, "answers": 0, "cuts": 0}
         self.port = 0
 
@@ -68,7 +77,9 @@ class FaultProxy:
             asyncio.ensure_future(self._answers(to_reader, writer)),
         ]
         try:
-            await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
+            # Ending the proxy cancels its connections; asyncio would report that as an error of the callback.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pipe in pipes:
                 pipe.cancel()
@@ -79,6 +90,8 @@ class FaultProxy:
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(READ_BYTES):
+                if self._record:
+                    self.recorded += data
                 if self._random.random() < self._chances[0]:
                     self.faults["requests"] += 1
                     writer.write(data[: self._random.randrange(len(data))])
