@@ -21,8 +21,8 @@ from metricsd.clock import US_PER_MS, US_PER_S
 from metricsd.errors import LineRejected
 
 LINE_VERSION = 1
-LINE_BYTES_MAX = 16 * 1024 * 1024
-"""Longest line that is parsed; the hook and the tail cut at the same length."""
+LINE_BYTES_MAX = 256 * 1024 * 1024
+"""Longest line that is parsed: the highest `tail.line_bytes_max`. The tail refuses lines above its own setting."""
 WRAPPER_CHARS_MAX = 128
 """Longest `app` and `event`: both are words that the hook's registration chose."""
 OWN_ID_CHARS_MAX = 512
@@ -190,7 +190,7 @@ def _check(line: Line) -> None:
     if not 0 < len(line.event) <= WRAPPER_CHARS_MAX:
         raise LineRejected("bad_fields", f"`event` must have 1 to {WRAPPER_CHARS_MAX} characters")
     if line.oversize is not None:
-        raise LineRejected("oversize", f"a payload of {line.oversize} bytes, at most {LINE_BYTES_MAX}")
+        raise LineRejected("oversize", f"a payload of {line.oversize} bytes was too long to capture")
     if not len(line.payload):
         raise LineRejected("bad_fields", "`payload` is missing")
     if line.s is not None and not 0 <= line.s < AT_US_MAX // US_PER_S:

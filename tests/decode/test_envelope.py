@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metricsd.config import RULES
 from metricsd.decode.envelope import LINE_BYTES_MAX, Line, parse_line, stamp_ms, stamp_us
 from metricsd.errors import LineRejected
 
@@ -78,7 +79,6 @@ def test_what_editors_do_to_a_good_line_is_forgiven(data: bytes) -> None:
         (b'{"v":1,"app":"a","event":"b"}', "bad_fields"),
         (_line(oversize=20_000_000), "oversize"),
         (b'{"v":1,"app":"a","event":"b","oversize":20000000}', "oversize"),
-        (b" " * (LINE_BYTES_MAX + 1), "oversize"),
         (b'{"v":1,"app":"a","event":"b","payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too_deep"),
         (b'{"x":' + b"[" * 100_000, "too_deep"),
     ],
@@ -87,6 +87,14 @@ def test_what_editors_do_to_a_good_line_is_forgiven(data: bytes) -> None:
 def test_what_cannot_be_accepted_has_a_stable_reason(data: bytes, reason: str) -> None:
     """The reason is the key of the quarantine; it never depends on the parser's wording."""
     assert _reason(data) == reason
+
+
+def test_longest_line_is_what_the_setting_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing longer is parsed, whoever calls."""
+    assert RULES["tail.line_bytes_max"].high == LINE_BYTES_MAX
+    monkeypatch.setattr("metricsd.decode.envelope.LINE_BYTES_MAX", len(GOOD))
+    assert parse_line(GOOD).event == "Stop"
+    assert _reason(GOOD + b" ") == "oversize"
 
 
 def test_long_text_is_checked_across_chunks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -103,6 +104,22 @@ def test_deep_field_costs_at_most_the_line(field: str) -> None:
         data = line_bytes({"tool_name": "Bash", field: "NEST"}).replace(b'"NEST"', nested.encode())
         try:
             _assert_fits(decode_line(parse_line(data), AT_US, Repositories(FakeClock())))
+        except LineRejected as rejected:
+            assert rejected.reason == "too_deep"
+
+
+def _deeper(frames: int, work: Callable[[], Event]) -> Event:
+    return work() if frames == 0 else _deeper(frames - 1, work)
+
+
+@pytest.mark.parametrize("field", ["tool_input", "tool_response", "unheard_of"])
+def test_deep_payload_is_refused_wherever_the_stack_ends(field: str) -> None:
+    """A line parsed near the top of the stack may be decoded deeper: still an event or `too_deep`."""
+    nested = "[" * 800 + "]" * 800
+    line = parse_line(line_bytes({"tool_name": "Bash", field: {"x": "NEST"}}).replace(b'"NEST"', nested.encode()))
+    for frames in range(300):
+        try:
+            _assert_fits(_deeper(frames, lambda: decode_line(line, AT_US, Repositories(FakeClock()))))
         except LineRejected as rejected:
             assert rejected.reason == "too_deep"
 
