@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from metricsd.config import Paths, find_paths
+from metricsd.cli.status import gather
+from metricsd.config import Paths, find_paths, load_config
 
 T = TypeVar("T")
 
@@ -62,9 +63,16 @@ class Home:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a command that goes on running."""
+        return self._popen(["-m", "metricsd", *arguments], {})
+
+    def start_python(self, code: str, **settings: str) -> subprocess.Popen[str]:
+        """Start a Python program in this home."""
+        return self._popen(["-c", code], settings)
+
+    def _popen(self, arguments: list[str], settings: dict[str, str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "metricsd", *arguments],
-            env=self.env, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, *arguments], env=self.env | settings, cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.processes.append(process)
         return process
@@ -81,9 +89,8 @@ class Home:
         return process
 
     def status(self) -> dict[str, Any]:
-        """Return `status --json`."""
-        found: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
-        return found
+        """Return what `status --json` prints, without the cost of a process."""
+        return gather(self.paths, load_config(self.paths, self.env))
 
     def capture(self, event: str, payload: dict[str, Any], *, app: str = "claude-code") -> None:
         """Fire the real hook."""

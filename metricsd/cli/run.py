@@ -52,18 +52,19 @@ def run(with_cloud: bool, host: str, port: int) -> None:
     """Run the daemon in the foreground until Ctrl-C or `metricsd down`."""
     paths = find_paths()
     config = load_config(paths)
-    with InstanceLock.acquire(paths.lock, "daemon"):
-        _start_log(paths, config)
-        companion = EmbeddedCloud(paths, config, host, port) if with_cloud else None
-        try:
-            asyncio.run(_run(Daemon(paths, config, companion=companion), companion))
-        except* MetricsdError as group:
-            raise _first(group) from None
-        except* Exception as group:
-            broken = _first(group)
-            raise MetricsdError(
-                f"the daemon stopped because of a fault ({type(broken).__name__}: {broken}); `metricsd logs` shows it"
-            ) from broken
+    # Never given back: the kernel drops it with the process, so `metricsd down` sees the end when it is one.
+    InstanceLock.acquire(paths.lock, "daemon")
+    _start_log(paths, config)
+    companion = EmbeddedCloud(paths, config, host, port) if with_cloud else None
+    try:
+        asyncio.run(_run(Daemon(paths, config, companion=companion), companion))
+    except* MetricsdError as group:
+        raise _first(group) from None
+    except* Exception as group:
+        broken = _first(group)
+        raise MetricsdError(
+            f"the daemon stopped because of a fault ({type(broken).__name__}: {broken}); `metricsd logs` shows it"
+        ) from broken
 
 
 async def _run(daemon: Daemon, companion: EmbeddedCloud | None) -> None:
