@@ -260,11 +260,12 @@ def _feed_query(request: Req, page_max: int) -> FeedQuery:
     cursor = request.query_params.get("cursor", "")
     limit = request.query_params.get("limit", str(page_max))
     only = request.query_params.get("only")
-    if not (limit.isascii() and limit.isdecimal() and len(limit) < 19 and int(limit) > 0):
+    # A longer number than 18 digits is cut, not converted: it is above every bound anyway.
+    if not (limit.isascii() and limit.isdecimal() and (wanted := int(limit[:18])) > 0):
         raise refuse(400, "bad_request", "limit is a number from 1", limit="page_max")
     if only not in (None, "records"):
         raise refuse(400, "bad_request", "only is records, or not given")
-    return FeedQuery(cursor[:CURSOR_CHARS_MAX], min(int(limit), page_max), only == "records")
+    return FeedQuery(cursor[:CURSOR_CHARS_MAX], min(wanted, page_max), only == "records")
 
 
 def _on_refused(_: Req, error: Refused) -> Response[bytes]:

@@ -43,7 +43,7 @@ _STRUCTS = (
 _UNSEQUENCED = {"name": "unsequenced", "in": "query", "required": False, "schema": {"enum": ["0", "1"]}}
 _FEED = [
     {"name": "cursor", "in": "query", "required": False, "schema": {"type": "string"}},
-    {"name": "limit", "in": "query", "required": False, "schema": {"type": "integer", "minimum": 1, "maximum": 10_000}},
+    {"name": "limit", "in": "query", "required": False, "schema": {"type": "integer", "minimum": 1}},
     {"name": "only", "in": "query", "required": False, "schema": {"enum": ["records"]}},
 ]
 
