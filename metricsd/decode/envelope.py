@@ -219,17 +219,9 @@ def _reject_time(detail: str) -> NoReturn:
     raise LineRejected("bad_time", f"`ts`: {detail}")
 
 
-def _text_us(text: str) -> int:
-    # Most writers use this one form, and their lines share a minute: then only the digits behind it are read.
-    if len(text) == 24 and text[19] == "." and text[23] == "Z" and text.isascii():
-        seconds, millis = text[17:19], text[20:23]
-        if seconds.isdigit() and millis.isdigit() and seconds < "60":
-            return _any_text_us(f"{text[:17]}00Z") + int(seconds) * US_PER_S + int(millis) * US_PER_MS
-    return _any_text_us(text)
-
-
 @lru_cache(maxsize=_STAMPS_CACHED)
-def _any_text_us(text: str) -> int:
+def _text_us(text: str) -> int:
+    # The same text is asked for twice, for the id and for the event, and bursts share a millisecond.
     if _RFC3339.fullmatch(text) is None:
         _reject_time("not RFC 3339 with an offset")
     text = text.upper()
