@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from metricsd import hooks as installer
 from metricsd.config import find_paths
 from metricsd.errors import EXIT_DEGRADED, EXIT_OK
-from metricsd.registration import TOOL
+from metricsd.hooks import installer
+from metricsd.hooks.registration import TOOL
 
 _tool = click.argument("tool", type=click.Choice([TOOL]), default=TOOL)
 _settings = click.option(

@@ -61,7 +61,10 @@ def run_capture(
     env: dict[str, str] | None = None,
     **options: Any,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the hook once and hold it to what is always promised: exit 0, nothing printed."""
+    """Run the hook once and hold it to what is always promised: exit 0, nothing printed.
+
+    The locale is one of several bytes a character, as users have; the hook has to count bytes all the same.
+    """
     words = [*(shell or []), str(CAPTURE), app, event, *([str(spool)] if spool else [])]
     done = subprocess.run(
         words,
@@ -69,7 +72,7 @@ def run_capture(
         capture_output=True,
         timeout=DEADLINE_S,
         check=False,
-        env={**os.environ, **(env or {})},
+        env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
         **options,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -102,11 +102,11 @@ def test_a_payload_above_the_cap_leaves_a_note_of_its_size(awk: str, tmp_path: P
     """At the cap the payload is kept; above it, on one line or many, only name and size are, and never a part."""
     env = {"PATH": path_with(tmp_path, awk)}
     spool = tmp_path / "spool"
-    edge = b'{"a":"' + b"x/" * ((PAYLOAD_BYTES_MAX - 8) // 2) + b'"}'
+    edge = b'{"a":"' + "½".encode() * ((PAYLOAD_BYTES_MAX - 8) // 2) + b'"}'
     assert len(edge) == PAYLOAD_BYTES_MAX
     run_capture(edge, spool, env=env)
-    assert len(payload_of(only_line(spool))["a"]) == PAYLOAD_BYTES_MAX - 8
-    one_too_long = b'"' + b"z" * (PAYLOAD_BYTES_MAX - 1) + b'"'
+    assert payload_of(only_line(spool))["a"].count("½") == (PAYLOAD_BYTES_MAX - 8) // 2
+    one_too_long = edge[:-2] + b'z"}'
     for payload in (one_too_long, b"[" + b'"y/",\n' * 3_000_000 + b"0]"):
         run_capture(payload, spool, env=env)
         line = only_line(spool)
@@ -187,16 +187,26 @@ def test_name_and_modes_are_the_contract(shell: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
     ("app", "event"),
-    [("a b", "../x"), ("", ""), ('"', 'E"v'), ("é", "-n"), ("x" * 65, ".hidden"), ("a\nb", "E\n"), ("$(id)", "E/x")],
+    [
+        ("a b", "../x"),
+        ("", ""),
+        ('"', 'E"v'),
+        ("é", "-n"),
+        ("x" * 65, ".hidden"),
+        ("a", "x" * 65),
+        ("a\nb", "E\n"),
+        ("$(id)", "E/x"),
+    ],
 )
 def test_words_that_fit_no_file_name_become_unknown(shell: str, app: str, event: str, tmp_path: Path) -> None:
     """Nothing from the command line can leave the folder, hide the file or break the JSON."""
     spool = tmp_path / "spool"
+    expected = tuple("unknown" if word != "a" else word for word in (app, event))
     run_capture(b"{}", spool, shell=shell_command(shell), app=app, event=event)
     (file,) = captures_folder(spool).iterdir()
     assert parse_name(file.name).event == "unknown"
     got = json.loads(only_line(spool))
-    assert (got["app"], got["event"]) == ("unknown", "unknown")
+    assert (got["app"], got["event"]) == expected
 
 
 def test_all_allowed_characters_are_kept(tmp_path: Path) -> None:

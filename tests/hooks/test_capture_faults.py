@@ -215,6 +215,18 @@ def test_a_full_disk_is_silence_and_never_half_a_line(awk: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+def test_without_dev_null_it_is_still_silence(shell: str, tmp_path: Path) -> None:
+    """In a bare sandbox even /dev/null may be missing: exit 0, no output."""
+    script = 'mount -t tmpfs -o ro none /dev || exit 77; exec "$@"'
+    words = [*shell_command(shell), str(CAPTURE), "app", "Stop", str(tmp_path)]
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", *words]
+    done = subprocess.run(command, input=b"{}", capture_output=True, timeout=DEADLINE_S)
+    if done.returncode == 77 or b"unshare" in done.stderr:
+        pytest.skip(f"no private mount here ({done.stderr.decode().strip()}): a missing /dev/null was NOT tested")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_closed_streams_do_not_matter(shell: str, tmp_path: Path) -> None:
     """With stdin, stdout and stderr closed there is still one whole line, of null."""
     words = [*shell_command(shell), str(CAPTURE), "app", "Stop", str(tmp_path)]

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metricsd import hooks
 from metricsd.config import Paths
 from metricsd.errors import HooksError
-from metricsd.hooks import State, Target
-from metricsd.registration import installed_text, removed_text
+from metricsd.hooks import installer as hooks
+from metricsd.hooks.installer import State, Target
+from metricsd.hooks.registration import installed_text, removed_text
 
 EVENTS = {
     "SessionStart",

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from metricsd.config import Paths
 from metricsd.errors import HooksError
-from metricsd.registration import TOOL, Handler, find_ours, installed_text, parse_settings, removed_text
+from metricsd.hooks.registration import TOOL, Handler, find_ours, installed_text, parse_settings, removed_text
 from metricsd.resources import data_folder
 from metricsd.spool import ensure_spool
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metricsd import json_text
 from metricsd.errors import HooksError
+from metricsd.hooks import json_text
 
 TOOL = "claude-code"
 # Each edit settles one handler; a file that needs more than this is not one that people wrote.
