@@ -1,7 +1,8 @@
 """The program `metricsd`: what `python -m metricsd` and the console script run.
 
 `status` takes a path of its own in front of click, which alone would cost more than the whole answer. Every error
-of ours leaves as one line `metricsd: ...` on stderr with the exit code of its class; nothing else is caught.
+of ours, and of the operating system, leaves as one line `metricsd: ...` on stderr with its exit code; a traceback is
+a fault of metricsd.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from metricsd.errors import MetricsdError
+from metricsd.errors import EXIT_FAILED, MetricsdError
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _dispatch(arguments)
         sys.stdout.flush()
     except MetricsdError as error:
-        print(f"metricsd: {_one_line(error)}", file=sys.stderr)
+        sys.stderr.write(f"metricsd: {_one_line(error)}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -33,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The interpreter flushes stdout once more at exit; give it a place where that works.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        # The disk or a permission, at a place that had nothing more exact to say.
+        sys.stderr.write(f"metricsd: {error.filename or 'input or output'}: {error.strerror or error}\n")
+        return EXIT_FAILED
     return code
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from metricsd.clock import Clock
 from metricsd.config import Config, Paths
+from metricsd.errors import StoreUnavailable
 from metricsd.identity import load_identity
 from metricsd.spool import ensure_spool
 from metricsd.store import sources
@@ -32,7 +33,12 @@ class Intake(NamedTuple):
 
 def open_intake(paths: Paths, config: Config, clock: Clock) -> Intake:
     """Open, making what is missing; raise StoreError or ConfigError that says what to do."""
-    identity = load_identity(paths)
+    try:
+        identity = load_identity(paths)
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{paths.identity}: cannot be written ({error.strerror}): free disk space or repair the folder's permissions"
+        ) from error
     ensure_spool(paths.spool)
     store = Store.open(paths.store, clock=clock, backups=paths.backups)
     try:
