@@ -98,7 +98,9 @@ def translated(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _CORRUPT_CODES or (code == 0 and "malformed" in str(error)):
-            raise StoreCorrupt(f"{path} is damaged ({error}): stop the daemon and put the newest backup in its place") from error
+            raise StoreCorrupt(
+                f"{path} is damaged ({error}): stop the daemon and put the newest backup in its place"
+            ) from error
         if isinstance(error, sqlite3.OperationalError):
             raise StoreUnavailable(f"{path} cannot be used now ({error}): {_advice(code)}") from error
         raise
