@@ -34,6 +34,7 @@ from metricsd.protocol import PushEventsReply
 
 URL = "https://cloud.example"
 FAST = Sync(connect_timeout_s=2.0, request_timeout_s=2.0)
+NO_GZIP = httpx.ByteStream(b"no gzip")
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
@@ -112,7 +113,7 @@ def test_an_address_that_must_not_be_used_says_why(url: str, said: str) -> None:
         (lambda _: httpx.Response(200, json={"hello": 1}), CloudUnreachable, "protocol"),
         (lambda _: httpx.Response(200, json=[]), CloudUnreachable, "protocol"),
         (lambda _: httpx.Response(200, content=b"{", headers={"content-type": "application/json"}), CloudUnreachable, "protocol"),
-        (lambda _: httpx.Response(200, stream=httpx.ByteStream(b"no gzip"), headers={"content-encoding": "gzip"}), CloudUnreachable, "damaged"),
+        (lambda _: httpx.Response(200, stream=NO_GZIP, headers={"content-encoding": "gzip"}), CloudUnreachable, "damaged"),
     ],
 )  # fmt: skip
 async def test_an_answer_becomes(handler: Handler, error: type[CloudError], said: str) -> None:

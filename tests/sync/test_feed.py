@@ -19,7 +19,7 @@ A, B, C = (DeviceId(letter * 32) for letter in "abc")
 
 def wire(n: int = 0, **changes: Any) -> WireEvent:
     item = make_item(n)
-    values = {
+    values: dict[str, Any] = {
         "id": item.id.hex(), "at": item.event.at, "kind": "tool_used", "name": "PostToolUse", "app": "claude-code",
         "session": "s", "tool": "Read", "outcome": "ok", "duration_ms": 5,
     }  # fmt: skip
