@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
+import itertools
 import os
 import re
 import stat
@@ -33,7 +34,7 @@ HEAD_BYTES_MAX = 256  # everything in a line but its payload
 LIST_MAX = 5000  # captures per look: bounds memory when a long outage left millions
 # A file's time is trusted when it lies this near the second in the line; a copy without times does not.
 TIME_TRUST_NS = 2_000_000_000
-_COUNTER_MAX = 100
+_TRIES_MAX = 100
 _READ_BYTES = 1024 * 1024
 _NS_PER_S = 1_000_000_000
 _NS_PER_US = 1_000
@@ -41,6 +42,8 @@ _NS_PER_US = 1_000
 # Only an edit of the numbers above can break these.
 assert PAYLOAD_BYTES_MAX + HEAD_BYTES_MAX <= LINE_BYTES_MAX  # noqa: S101
 assert len('{"v":1,"s":,"app":"","event":"","payload":}\n') + 2 * NAME_BYTES_MAX + 20 <= HEAD_BYTES_MAX  # noqa: S101
+
+_numbers = itertools.count()
 
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)-(\d{1,10})-(\d{1,10})-(\d{1,10})\.jsonl")
@@ -203,13 +206,14 @@ def append(
     second = (clock or SystemClock()).now_us() // US_PER_S
     line = _line(second, app, event, payload)
     new = ensure_spool(find_paths().spool if spool is None else spool)
-    for counter in range(_COUNTER_MAX):
-        path = new / capture_name(event, os.getpid(), os.getppid(), counter)
-        # Threads of one process share its numbers; the exclusive creation decides between them.
+    for _ in range(_TRIES_MAX):
+        # Never the same number twice in a process: a name that was free again, with the same bytes in the same
+        # second, would have the id of the capture that was taken in before.
+        path = new / capture_name(event, os.getpid(), os.getppid(), next(_numbers))
         with contextlib.suppress(FileExistsError):
             _write_new(path, line)
             return path
-    raise StoreUnavailable(f"{new}: {_COUNTER_MAX} captures of this process wait; start the daemon with `metricsd up`")
+    raise StoreUnavailable(f"{new}: {_TRIES_MAX} names for a capture are taken: empty the folder or start the daemon with `metricsd up`")
 
 
 def _line(second: int, app: str, event: str, payload: Any) -> bytes:
