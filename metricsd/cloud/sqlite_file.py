@@ -15,8 +15,9 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,8 +50,7 @@ def open_file(path: Path, steps: list[Step]) -> tuple[sqlite3.Connection, sqlite
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     writing = _connect(path)
     try:
-        with (path.parent / "schema.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _schema_lock(path.parent):
             writing.execute("PRAGMA journal_mode = WAL")
             for _ in apply_steps(writing, pending_steps(writing, steps, what=str(path))):
                 continue
@@ -60,6 +60,16 @@ def open_file(path: Path, steps: list[Step]) -> tuple[sqlite3.Connection, sqlite
         writing.close()
         raise
     return writing, reading
+
+
+@contextmanager
+def _schema_lock(folder: Path) -> Iterator[None]:
+    lock = os.open(folder / "schema.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

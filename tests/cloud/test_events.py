@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from typing import Any
 
 import pytest
 
-from tests.cloud.support import CloudUnderTest, Device, event, events, problem, statuses
+from tests.cloud.support import CloudUnderTest, Device, bearer, event, events, ok, problem, statuses
 
 
 async def test_events_are_stored_and_acknowledged(cloud: CloudUnderTest) -> None:
@@ -98,7 +99,9 @@ async def test_a_new_epoch_starts_where_it_says_and_an_old_one_is_a_fork(cloud: 
     await device.push(events(2))
     reply = await device.push(events(1, first=101), base_seq=100, epoch=2)
     assert reply["acked_through"] == 101
-    assert problem(await device.try_push(events(1, first=3), base_seq=2, epoch=1)) == (409, "stream_fork")
+    for position in (3, 102):
+        refused = await device.try_push(events(1, first=position), base_seq=position - 1, epoch=1)
+        assert problem(refused) == (409, "stream_fork")
     told = await device.hello(epoch=1, acked_seq=2)
     assert (told["epoch"], told["last_seq"]) == (2, 101)
 
@@ -159,6 +162,16 @@ async def test_one_wrong_event_is_rejected_alone(cloud: CloudUnderTest, wrong: d
     assert reply["results"][1]["reason"] == reason
     assert reply["acked_through"] == 3
     assert (await device.push(batch))["results"][1] == {"status": "rejected", "reason": reason}
+
+
+async def test_an_event_that_is_not_utf8_is_rejected_alone(cloud: CloudUnderTest) -> None:
+    """Its position can still be read, so its neighbours are stored."""
+    device = await cloud.device()
+    body = {"device_id": device.id, "epoch": 1, "base_seq": 0, "events": [event(1), event(2, tool="@@"), event(3)]}
+    raw = json.dumps(body).encode().replace(b"@@", b"\xff\xfe")
+    reply = ok(await cloud.http.post("/sync/v1/events", content=raw, headers=bearer(device.token)))
+    assert statuses(reply["results"]) == ["stored", "rejected", "stored"]
+    assert reply["results"][1]["reason"] == "malformed"
 
 
 async def test_names_of_the_longest_length_are_kept(cloud: CloudUnderTest) -> None:

@@ -128,6 +128,21 @@ async def test_a_full_disk_is_503_and_passes(file: File) -> None:
     assert await file.terms() == {"x" * 100_000}
 
 
+async def test_a_transaction_that_sqlite_ended_takes_its_whole_group(file: File) -> None:
+    """Some disk errors roll everything back by themselves: nobody may be told "stored", and nobody's work stays."""
+
+    def ended(transaction: Transaction) -> int:
+        transaction.db.execute("ROLLBACK")
+        raise sqlite3.OperationalError("disk I/O error")
+
+    results = await settled(file, [adding("a"), adding("b"), ended, adding("c")])
+    *_, after = results
+    assert all(isinstance(result, Refused) for result in results[1:])
+    assert isinstance(after, Refused) and after.problem.status == 503
+    # The first may have had a commit of its own before the others came.
+    assert await file.terms() == ({"a"} if isinstance(results[0], int) else set())
+
+
 async def test_a_full_queue_refuses_instead_of_growing(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
     """More requests than the queue holds get 503 at once; the others are served."""
     count = sqlite_file.WRITE_QUEUE_MAX + 50
