@@ -64,7 +64,7 @@ def test_append_never_uses_a_name_twice(tmp_path: Path) -> None:
     """Equal captures of one second get other names even when the daemon took the first one in between."""
     names = set()
     for _ in range(20):
-        path = append("Note", {"n": 1}, spool=tmp_path)
+        path = spool.append("Note", {"n": 1}, spool=tmp_path)
         names.add(path.name)
         path.unlink()
     assert len(names) == 20
