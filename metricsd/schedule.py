@@ -41,16 +41,17 @@ class Schedule:
         self._on_sync = on_sync
         self._due: dict[Chore, None] = {}
         self._wake = asyncio.Event()
+        self._zone = _local_zone()
         self._scheduler = AsyncIOScheduler(
-            timezone=_local_zone(), job_defaults={"coalesce": True, "misfire_grace_time": None}
+            timezone=self._zone, job_defaults={"coalesce": True, "misfire_grace_time": None}
         )
 
     def start(self) -> None:
         """Begin; needs a running event loop."""
         idle_s = min(max(self._config.sessions.idle_end_s / 4, 0.05), IDLE_CHECK_MAX_S)
-        self._regularly(Chore.CLOSE_IDLE, IntervalTrigger(seconds=idle_s))
-        self._regularly(Chore.RETENTION, IntervalTrigger(seconds=RETENTION_INTERVAL_S))
-        self._regularly(Chore.BACKUP, CronTrigger(hour=self._config.store.backup_hour, minute=0))
+        self._regularly(Chore.CLOSE_IDLE, IntervalTrigger(seconds=idle_s, timezone=self._zone))
+        self._regularly(Chore.RETENTION, IntervalTrigger(seconds=RETENTION_INTERVAL_S, timezone=self._zone))
+        self._regularly(Chore.BACKUP, CronTrigger(hour=self._config.store.backup_hour, minute=0, timezone=self._zone))
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -61,7 +62,7 @@ class Schedule:
     def sync_at(self, at_us: int) -> None:
         """Plan the next sync for `at_us` (microseconds UTC) instead of what was planned."""
         when = datetime.fromtimestamp(at_us / US_PER_S, UTC)
-        self._scheduler.add_job(self._note_sync, DateTrigger(when), id="sync", replace_existing=True)
+        self._scheduler.add_job(self._note_sync, DateTrigger(when, timezone=UTC), id="sync", replace_existing=True)
 
     def look_again(self) -> None:
         """Recompute what is due, after the wall clock jumped or the machine slept."""

@@ -77,7 +77,8 @@ class Syncing:
         self._remember = remember
         self._wanted = asyncio.Event()
         self._busy = asyncio.Lock()
-        self._seen = _Seen(None, refused=False)
+        self._seen = _Seen(_fingerprint(paths), refused=False)
+        self._put_off = False
         self.next_us: int | None = None
 
     def want(self) -> None:
@@ -97,11 +98,32 @@ class Syncing:
             await self._wanted.wait()
             self._wanted.clear()
             try:
-                await self._when_useful()
-                await self._plan()
+                await self._turn()
             except StoreUnavailable as error:
                 log.warning("round.postponed", reason=str(error))
                 self._plan_in(STORE_PAUSE_S)
+
+    async def _turn(self) -> None:
+        """Do what is due now: a round, or a later time for one."""
+        if self._is_useful():
+            new_login = _fingerprint(self._paths) != self._seen.login
+            if not new_login and await self._puts_off():
+                return
+            await self._round("login" if new_login else "interval")
+        await self._plan()
+
+    async def _puts_off(self) -> bool:
+        """Return whether the round must wait, and plan it then: it was slept through, or the clock was set back.
+
+        Once only: the one round after a sleep is spread over some seconds, not put off for ever.
+        """
+        pause_s = await self._rounds.seconds_to_next()
+        if pause_s <= 0 or self._put_off:
+            self._put_off = False
+            return False
+        self._put_off = True
+        self._plan_in(pause_s)
+        return True
 
     async def now(self) -> Report:
         """Sync at once, whatever was planned, until nothing more is to be done; return what happened in all."""
@@ -109,11 +131,10 @@ class Syncing:
         await self._plan()
         return total
 
-    async def _when_useful(self) -> None:
+    def _is_useful(self) -> bool:
+        """Return whether a round could do anything: there is a login, and the cloud has not refused this one."""
         login = _fingerprint(self._paths)
-        if login is None or (self._seen.refused and login == self._seen.login):
-            return
-        await self._round("interval" if login == self._seen.login else "login")
+        return login is not None and not (self._seen.refused and login == self._seen.login)
 
     async def _round(self, reason: str) -> Report:
         async with self._busy:
@@ -125,7 +146,11 @@ class Syncing:
         return report
 
     async def _plan(self) -> None:
-        self._plan_in(max(await self._rounds.seconds_to_next(), 0.0))
+        if self._is_useful():
+            self._plan_in(max(await self._rounds.seconds_to_next(), 0.0))
+        else:
+            # A new login is noticed by itself; until then nothing is due.
+            self.next_us = None
 
     def _plan_in(self, seconds: float) -> None:
         self.next_us = self._clock.now_us() + int(seconds * US_PER_S)
