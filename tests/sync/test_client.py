@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import socket
 import ssl
@@ -124,6 +125,20 @@ async def test_an_answer_becomes(handler: Handler, error: type[CloudError], said
     assert type(failed.value) is error and "token" not in str(failed.value).replace("new token", "")
 
 
+async def test_a_redirect_is_not_followed() -> None:
+    """The token goes to the address that the user logged in to, and nowhere else."""
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(307, headers={"location": "https://elsewhere.example/"})
+
+    async with answered(handler) as client:
+        with pytest.raises(CloudUnreachable, match="redirect"):
+            await client.push_events(b"{}")
+    assert asked == ["cloud.example"]
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -216,10 +231,12 @@ async def test_a_silent_server_is_given_up_in_time() -> None:
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n")
-        while not writer.is_closing() and not reader.at_eof():
-            writer.write(b" ")
-            await writer.drain()
-            await asyncio.wait([asyncio.ensure_future(reader.read(1))], timeout=0.02)
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(b" ")
+                await writer.drain()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), 0.02)
 
     async with listening(trickle) as url:
         assert "did not answer within 0.2 s" in await said_by(url, Sync(request_timeout_s=0.2))

@@ -70,6 +70,15 @@ def test_stamps_only_grow_while_the_clock_stands_still_or_goes_back(store: Store
     assert stamps == sorted(set(stamps))
 
 
+def test_a_stamp_seen_from_elsewhere_is_passed_by_the_next_edit(store: Store) -> None:
+    """An edit made after seeing another device's is later than it, whatever this machine's clock says."""
+    ahead = hlc_mark.make(store)._replace(ms=hlc_mark.read(store).ms + 60_000, device="two").text()
+    pull(store, "1-x", stamp=ahead, score=1)
+    with store.transaction():
+        other = records.edit(store, S, "claude-code/another", {"score": 2})
+    assert other.stamps["score"] > ahead
+
+
 def test_only_what_changed_since_the_base_is_pushed(store: Store) -> None:
     """The first push has all fields, a later one the changed ones with the revision they build on."""
     edit(store, description="a", score=1)

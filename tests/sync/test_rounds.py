@@ -6,10 +6,11 @@ from collections import Counter
 from random import Random
 
 import httpx
+import msgspec
 import pytest
 
 from metricsd.config import Sync
-from metricsd.protocol import PREFIX
+from metricsd.protocol import PREFIX, EventResult, PushEventsReply
 from metricsd.store import outbox, records, state
 from metricsd.sync.engine import LAST_ERROR, LAST_SUCCESS, NEXT
 from tests.sync.world import SETTINGS, Device, World
@@ -319,6 +320,42 @@ async def test_a_bad_item_goes_to_quarantine_and_the_stream_goes_on(world: World
     assert Counter(ids)[bytes.fromhex(bad)] == 1 and outbox.pending_events(one.store) == 0
 
 
+async def test_a_part_of_a_batch_can_be_settled(world: World) -> None:
+    """The mark goes to the last event that the cloud settled, and the next batch begins behind it."""
+    one = await world.device("one")
+    one.record(50)
+    results = [EventResult(status="stored")] * 50
+    partial = msgspec.json.encode(PushEventsReply(results=results, acked_through=20, server_time=0))
+    world.network.canned["partial"] = httpx.Response(200, headers={"content-type": "application/json"}, content=partial)
+    bases: list[int] = []
+
+    def fault(request: httpx.Request) -> str | None:
+        if not request.url.path.endswith("/events"):
+            return None
+        bases.append(msgspec.json.decode(_plain(request))["base_seq"])
+        return "partial" if len(bases) == 1 else "before"
+
+    world.network.fault = fault
+    report = await one.sync()
+    stream = outbox.find(one.store)
+    assert stream is not None and (stream.acked_seq, bases, report.pushed_events) == (20, [0, 20], 20)
+    world.network.fault = lambda _: None
+    await settle(one)
+    assert_everywhere_once(world, one, expected=50)
+
+
+@pytest.mark.parametrize("reply", [b"{}", b'{"results":[],"acked_through":50,"server_time":0}', b"[]", b"null"])
+async def test_an_answer_that_does_not_fit_settles_nothing(world: World, reply: bytes) -> None:
+    """Whatever a broken server says, what waits goes on waiting."""
+    one = await world.device("one")
+    one.record(50)
+    world.network.canned["odd"] = httpx.Response(200, headers={"content-type": "application/json"}, content=reply)
+    world.network.fault = lambda request: "odd" if request.url.path.endswith("/events") else None
+    report = await one.sync()
+    assert report.error is not None and report.error.code == "unreachable"
+    assert outbox.pending_events(one.store) == 50
+
+
 def _plain(request: httpx.Request) -> bytes:
     import zstandard
 
@@ -386,6 +423,20 @@ async def test_a_clock_ten_years_ahead_is_said_and_loses_nothing(world: World) -
     found = records.get(one.store, "session", "s-1")
     assert found is not None and found.version.fields == {"score": 2}
     assert_everywhere_once(world, one, two, expected=4)
+
+
+async def test_a_conflict_found_while_pushing_is_kept_open(world: World) -> None:
+    """A device that never pulls learns of the other version from the compare-and-set."""
+    one, two = await world.device("one"), await world.device("two", settings=SETTINGS._replace(direction="local_first"))
+    for device, score in ((one, 1), (two, 2)):
+        with device.store.transaction():
+            records.edit(device.store, "session", "s-1", {"score": score})
+    await settle(one, rounds=1)
+    for _ in range(2):
+        report = await two.sync()
+        assert (report.ok, report.conflicts.open, report.pushed_records) == (True, 1, 0)
+    (conflict,) = records.list_conflicts(two.store)
+    assert (conflict.base, conflict.local.fields, conflict.remote.fields) == (None, {"score": 2}, {"score": 1})
 
 
 async def test_a_conflict_stays_open_with_both_versions_and_is_never_overwritten(world: World) -> None:
