@@ -29,7 +29,8 @@ from metricsd.cloud.problems import busy
 from metricsd.cloud.sqlite_directory import SqliteDirectory
 from metricsd.cloud.sqlite_events import find_hello, push_events
 from metricsd.cloud.sqlite_feed import is_known, read_page
-from metricsd.cloud.sqlite_file import FileThread, GroupWriter, open_file
+from metricsd.cloud.sqlite_file import FileThread, open_file
+from metricsd.cloud.sqlite_group import GroupWriter
 from metricsd.cloud.sqlite_records import push_records
 from metricsd.config import Cloud
 from metricsd.errors import StoreUnavailable, UsageError

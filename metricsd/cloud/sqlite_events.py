@@ -14,7 +14,8 @@ import msgspec
 
 from metricsd.cloud.backend import EventBatch, EventItem, EventOutcome, Writer
 from metricsd.cloud.problems import refuse
-from metricsd.cloud.sqlite_file import Terms, Transaction
+from metricsd.cloud.sqlite_file import Terms
+from metricsd.cloud.sqlite_group import Transaction
 from metricsd.cloud.wiretext import event_id_text
 from metricsd.protocol import EventResult, HelloReply, HelloRequest, WireEvent
 

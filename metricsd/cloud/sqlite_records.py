@@ -13,7 +13,8 @@ import msgspec
 
 from metricsd.clock import US_PER_MS
 from metricsd.cloud.backend import RecordBatch, Writer
-from metricsd.cloud.sqlite_file import Terms, Transaction
+from metricsd.cloud.sqlite_file import Terms
+from metricsd.cloud.sqlite_group import Transaction
 from metricsd.cloud.wiretext import revision_text
 from metricsd.hlc import Stamp, parse_stamp
 from metricsd.protocol import COUNTERS, FieldValue, RecordChange, RecordResult, RecordState

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from metricsd.cloud import sqlite_file
 from metricsd.cloud.problems import Refused, refuse
-from metricsd.cloud.sqlite_file import FileThread, GroupWriter, Transaction, open_file
+from metricsd.cloud.sqlite_file import FileThread, open_file
+from metricsd.cloud.sqlite_group import WRITE_QUEUE_MAX, GroupWriter, Transaction
 from metricsd.schema import load_steps
 
 STEPS = load_steps("metricsd.cloud.schema.tenant")
@@ -143,13 +145,25 @@ async def test_a_transaction_that_sqlite_ended_takes_its_whole_group(file: File)
     assert await file.terms() == ({"a"} if isinstance(results[0], int) else set())
 
 
-async def test_a_full_queue_refuses_instead_of_growing(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More requests than the queue holds get 503 at once; the others are served."""
-    count = sqlite_file.WRITE_QUEUE_MAX + 50
-    results = await settled(file, [adding(str(number)) for number in range(count * 2)])
-    refused = [result for result in results if isinstance(result, Refused)]
-    assert all(refusal.problem.status == 503 and refusal.problem.retry_after_s for refusal in refused)
-    assert len(await file.terms()) == count * 2 - len(refused)
+async def test_a_full_queue_refuses_instead_of_growing(file: File) -> None:
+    """While the writer is held up the queue fills; whoever comes then gets 503 at once, the others are served."""
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(transaction: Transaction) -> int:
+        held.set()
+        assert go_on.wait(20)
+        return transaction.change
+
+    first = asyncio.create_task(file.writer.write(hold, items=1))
+    assert await asyncio.to_thread(held.wait, 20)
+    waiting = [asyncio.create_task(file.writer.write(adding(str(n)), items=1)) for n in range(WRITE_QUEUE_MAX)]
+    await asyncio.sleep(0)
+    with pytest.raises(Refused) as refused:
+        await file.writer.write(adding("one too many"), items=1)
+    assert refused.value.problem.status == 503 and refused.value.problem.retry_after_s
+    go_on.set()
+    await asyncio.gather(first, *waiting)
+    assert await file.terms() == {str(n) for n in range(WRITE_QUEUE_MAX)}
 
 
 async def test_a_request_whose_client_has_gone_before_its_turn_is_not_run(file: File) -> None:
