@@ -272,7 +272,7 @@ def _decoded(url: str, answer: Answer, kind: type[T]) -> T:
 
 
 def _not_ours(url: str, answer: Answer) -> CloudError:
-    kind = answer.headers.get("content-type", "no content type").partition(";")[0][:80]
+    kind = _printable(answer.headers.get("content-type", "no content type").partition(";")[0])[:80]
     return CloudUnreachable(
         f"{url} answered {answer.status} with {kind}, which is not a metricsd cloud: "
         "check the address, and whether this network wants you to log in first"
@@ -289,7 +289,7 @@ def _refusal(url: str, answer: Answer) -> CloudError:
             "log in with the final address, or sign in to this network first"
         )
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        said = problem.detail or problem.title if problem else HTTPStatus(status).phrase
+        said = _said(problem) if problem else HTTPStatus(status).phrase
         return CloudBusy(f"{url} asks to slow down: {said}", _retry_after_s(answer, problem))
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return CloudUnreachable(f"{url}: the proxy wants a login (407): put it into HTTPS_PROXY")
@@ -308,8 +308,12 @@ def _refusal(url: str, answer: Answer) -> CloudError:
 
 
 def _said(problem: Problem) -> str:
-    text = f"{problem.code}: {problem.detail or problem.title}"
-    return "".join(c if c.isprintable() else " " for c in text)[:300]
+    return _printable(f"{problem.code}: {problem.detail or problem.title}")[:300]
+
+
+def _printable(text: str) -> str:
+    """Return the text without what could steer the terminal that shows it."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _problem(answer: Answer) -> Problem | None:

@@ -23,6 +23,7 @@ from metricsd.ids import INSTALLATION_KEY_BYTES, DeviceId, new_installation_key
 
 FILE_BYTES_MAX = 64 * 1024
 """Longer files are not ours; reading stops there."""
+TEXT_CHARS_MAX = 2000
 _PRIVATE = 0o600
 _PRIVATE_FOLDER = 0o700
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -109,6 +110,8 @@ def parse_credentials(document: dict[str, Any]) -> Credentials:
     for key in ("url", "token", "tenant_key", "tenant", "user"):
         if not isinstance(document[key], str):
             raise TypeError(f"{key} is not text")
+        if not document[key].isprintable() or len(document[key]) > TEXT_CHARS_MAX:
+            raise ValueError(f"{key} is too long or not printable")
     return Credentials(
         url=document["url"],
         token=document["token"],

@@ -25,13 +25,13 @@ from metricsd.store.records import Met
 
 FOLD_BEFORE = "fold_before_us"
 EXTRA_KEYS_MAX = 16
-CURSOR_CHARS_MAX = 200
 _AT_MAX = 253_402_300_799_999_999
 """The last microsecond of the year 9999: later times cannot be shown."""
 _NUMBER_MAX = 2**63 - 1
 _REASON = "bad_change"
 _RECORDS_ONLY = "sync_records_only"
 
+_is_cursor = re.compile(r"[0-9A-Za-z._:-]{0,200}").fullmatch
 _is_device = re.compile(r"[0-9A-Za-z._-]{1,64}").fullmatch
 _decode = msgspec.json.Decoder(Change).decode
 _TEXTS = ("session", "tool", "outcome", "call", "project", "branch", "model", "agent", "subject", "reason", "batch")
@@ -71,8 +71,8 @@ def begin(store: Store, *, only_records: bool) -> str:
 
 def apply(store: Store, items: Sequence[msgspec.Raw], cursor: str, *, origin: str, only_records: bool) -> Applied:
     """Apply one page and keep `cursor`, or do nothing of it. `origin` names the cloud in the quarantine."""
-    if len(cursor) > CURSOR_CHARS_MAX:
-        raise LineRejected("bad_cursor", "the cloud's cursor is too long")
+    if not _is_cursor(cursor):
+        raise LineRejected("bad_cursor", "the cloud's cursor cannot be one: check the address")
     page = _parse(items, origin)
     with store.transaction():
         own = events.device_id_of(store, events.own_device(store))

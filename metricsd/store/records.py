@@ -205,7 +205,8 @@ def pulled(store: Store, remote: RecordState) -> Met:
     if record is None:
         _put(store, remote.type, remote.id, Record(theirs, theirs, remote.rev, 0, None))
         return Met.ADOPTED
-    met = meet(record.version, record.base, theirs, reoffered=record.rev is None)
+    own = remote.device == hlc_mark.device_of(store)
+    met = meet(record.version, record.base, theirs, own=own, reoffered=record.rev is None)
     match met:
         case Met.SAME | Met.ADOPTED:
             _close(store, record, met)
@@ -219,14 +220,17 @@ def pulled(store: Store, remote: RecordState) -> Met:
     return met
 
 
-def meet(local: Version, base: Version | None, remote: Version, *, reoffered: bool) -> Met:
+def meet(local: Version, base: Version | None, remote: Version, *, own: bool = False, reoffered: bool = False) -> Met:
     """Compare a remote version with the local one and their base. Pure.
 
-    `reoffered` says that the cloud lost history: then a remote version that is older than the base, field by field,
-    is our own past and not somebody's change.
+    `own` says that this device wrote the remote version: if it is older than the local one, field by field, then the
+    answer to that push was lost, and nobody else changed anything. `reoffered` says that the cloud lost history:
+    then a remote version that is older than the base is our past too.
     """
     if same(local, remote):
         return Met.SAME
+    if own and _is_past(remote, local):
+        return Met.AHEAD
     if base is None:
         return Met.CONFLICT
     if same(remote, base) or (reoffered and _is_past(remote, base)):
@@ -353,11 +357,11 @@ def _pending(kind: str, record_id: str, record: Record) -> Pending:
     return Pending(kind, record_id, record.rev, changed, stamps, version.deleted, version.stamp, version, record.dirty)
 
 
-def _is_past(remote: Version, base: Version) -> bool:
-    newest = base.stamp or ""
-    if (remote.stamp or "") > newest:
+def _is_past(remote: Version, known: Version) -> bool:
+    """Return whether no field of the remote version, nor its deletion, is later than in a version that we know."""
+    if (remote.stamp or "") > (known.stamp or ""):
         return False
-    return all(name in base.fields and stamp <= base.stamps.get(name, "") for name, stamp in remote.stamps.items())
+    return all(stamp <= known.stamps.get(name, "") for name, stamp in remote.stamps.items())
 
 
 def _keep_open(store: Store, remote: RecordState, record: Record, theirs: Version) -> None:

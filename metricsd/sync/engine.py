@@ -8,6 +8,7 @@ point and run again without losing or doubling anything.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from hashlib import blake2b
 from random import Random
@@ -55,11 +56,18 @@ CLOCK_OFFSET = "sync_clock_offset_us"
 ATTEMPTS_MAX = 4
 """Times that one round starts over after a fork, a gap or a changed history; each heals, so more is a fault."""
 CAPABILITIES_TTL_S = 3600.0
+ITEMS_MAX = 10_000
+BODY_BYTES_MAX = 16 * 1024 * 1024
+"""However much a server allows, a batch of ours stays within these: it is built in memory."""
 CLOCK_AHEAD_MS_MAX = 4 * 60 * 1000
 """The cloud refuses stamps that are five minutes ahead of it; ours are re-based from a minute below."""
 CLOCK_NOTE_US_MIN = 5 * 60 * US_PER_S
 DRY_RUN_EVENTS = 10
 FORK_NAME = "fork of {}"
+_SEQ_MAX = 2**62
+_TIME_US_MAX = 253_402_300_799_999_999
+"""The last microsecond of the year 9999."""
+_is_id = re.compile(r"[0-9a-fA-F]{0,64}").fullmatch
 
 
 class Engine:
@@ -196,6 +204,7 @@ class Engine:
                 cursor=cursor,
             )
         )
+        _check_hello(sync.client.url, reply)
         sync.stream = await self._run(_act, self._store, stream, reply)
         self._note_clock(sync.report, reply.server_time)
         await self._run(_witness_time, self._store, reply.server_time)
@@ -229,9 +238,9 @@ class Engine:
                     f"{client.url} speaks protocol {found.protocol}, this metricsd speaks {PROTOCOL_VERSION}: "
                     "upgrade the older of the two"
                 )
-            if min(found.items_max, found.body_bytes_max, found.page_max) < 1:
+            if min(found.items_max, found.body_bytes_max, found.inflated_bytes_max, found.page_max) < 1:
                 raise CloudUnreachable(f"{client.url} allows nothing to be sent: check the address")
-            self._capabilities = found
+            self._capabilities = _bounded(found)
             self._capabilities_until = now + CAPABILITIES_TTL_S
         return self._capabilities
 
@@ -284,6 +293,20 @@ def credentials_of(url: str, reply: object) -> Credentials:
         return identity.parse_credentials({**document, "url": url, "token": document["device_token"]})
     except (KeyError, TypeError, ValueError) as error:
         raise CloudUnreachable(f"{url} gave an enrolment that cannot be used ({error})") from error
+
+
+def _bounded(limits: Capabilities) -> Capabilities:
+    return msgspec.structs.replace(
+        limits,
+        items_max=min(limits.items_max, ITEMS_MAX),
+        body_bytes_max=min(limits.body_bytes_max, BODY_BYTES_MAX),
+    )
+
+
+def _check_hello(url: str, reply: HelloReply) -> None:
+    """Raise CloudUnreachable for a position or a time that no cloud can mean."""
+    if not (0 <= reply.last_seq <= _SEQ_MAX and 0 < reply.server_time <= _TIME_US_MAX and _is_id(reply.last_id)):
+        raise CloudUnreachable(f"{url} answered with a place in the stream that cannot be: check the address")
 
 
 def _cloud_of(credentials: Credentials) -> str:

@@ -7,6 +7,7 @@ quarantine and the rest goes on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -39,6 +40,8 @@ RESTAMP_MARGIN_MS = 1000
 """A restamped record stays this far below the highest stamp that the cloud allows; its counter needs the room."""
 ENVELOPE_BYTES = 512
 """Room for what surrounds the items of a body."""
+REASON_CHARS_MAX = 64
+_not_word = re.compile(r"[^A-Za-z0-9_]+")
 _BAD_BATCH = frozenset((400, 413, 422))
 
 _encode = msgspec.json.Encoder().encode
@@ -157,13 +160,13 @@ def _settled(sync: Round, batch: Sequence[Encoded], reply: PushEventsReply) -> S
 
 
 def _rejected(sync: Round, item: Encoded, result: EventResult) -> Reject:
-    reason = (result.reason or "rejected")[:100]
+    reason = _word(result.reason)
     sync.report.reject(item.id.hex(), reason)
     return Reject(f"event:{item.id.hex()}", 0, item.data, f"cloud_{reason}", sync.client.url)
 
 
 async def _skip_event(sync: Round, item: Encoded, error: CloudRefused) -> None:
-    sync.report.reject(item.id.hex(), error.code or "refused")
+    sync.report.reject(item.id.hex(), _word(error.code or "refused"))
     reject = Reject(f"event:{item.id.hex()}", 0, item.data, "cloud_refused", str(error))
     sync.stream = await sync.run(outbox.skip, sync.store, sync.stream, item.seq, reject)
 
@@ -185,7 +188,7 @@ def _settle_counters(
             if result is not None and result.status == "applied" and result.rev:
                 counters.mark_pushed(store, row, result.rev)
             elif result is None or result.status == "rejected":
-                reason = "id_too_long" if result is None else (result.reason or "rejected")[:100]
+                reason = "id_too_long" if result is None else _word(result.reason)
                 note(row.session_id, reason)
                 _give_up_counters(store, row, f"cloud_{reason}")
 
@@ -195,7 +198,7 @@ async def _refuse_counters(sync: Round, row: CounterRow, error: CloudRefused) ->
         with store.transaction():
             _give_up_counters(store, row, "cloud_refused")
 
-    sync.report.reject(row.session_id, error.code or "refused")
+    sync.report.reject(row.session_id, _word(error.code or "refused"))
     await sync.run(give_up, sync.store)
 
 
@@ -230,7 +233,7 @@ def _settle_records(
                     records.restamp(store, max(parse_stamp(result.stamp).ms - RESTAMP_MARGIN_MS, 0))
                     again = True
                 case _:
-                    reason = (result.reason or result.status)[:100]
+                    reason = _word(result.reason or result.status)
                     note(f"{item.type}/{item.id}", reason)
                     _give_up_record(store, item, f"cloud_{reason}")
     return again
@@ -250,13 +253,18 @@ async def _refuse_record(sync: Round, item: Pending, error: CloudRefused) -> Non
         with store.transaction():
             _give_up_record(store, item, "cloud_refused")
 
-    sync.report.reject(f"{item.type}/{item.id}", error.code or "refused")
+    sync.report.reject(f"{item.type}/{item.id}", _word(error.code or "refused"))
     await sync.run(give_up, sync.store)
 
 
 def _give_up_record(store: Store, item: Pending, reason: str) -> None:
     quarantine.add(store, f"record:{item.type}/{item.id}", 0, _encode(item.version), reason)
     records.refused(store, item)
+
+
+def _word(reason: str | None) -> str:
+    """Return the cloud's reason as one word: it ends in a table, and on a terminal."""
+    return _not_word.sub("_", reason or "rejected")[:REASON_CHARS_MAX]
 
 
 async def _ask(sync: Round, changes: list[RecordChange]) -> list[RecordResult]:

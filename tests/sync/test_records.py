@@ -164,6 +164,31 @@ def test_a_dirty_record_whose_base_is_the_clouds_version_stays_to_be_pushed(stor
     assert [(item.rev, item.changed) for item in records.pending(store, 10)] == [("9-y", {"score": 2})]
 
 
+def test_our_own_push_whose_answer_was_lost_is_no_conflict(store: Store) -> None:
+    """Edited again before the answer was known: the cloud's version is ours, and the newer edit goes on top of it."""
+    device = DeviceId("d" * 32)
+    outbox.enrol(store, device, "cloud")
+    sent = edit(store, score=1)
+    edit(store, score=2)
+    state = RecordState(type=S, id=ID, rev="1-x", device=device, fields=sent.fields, stamps=sent.stamps)
+    with store.transaction():
+        assert records.pulled(store, state) is Met.AHEAD
+    assert [(item.rev, item.changed) for item in records.pending(store, 10)] == [("1-x", {"score": 2})]
+
+
+def test_our_own_version_from_before_a_restore_is_not_thrown_away(store: Store) -> None:
+    """A store restored from an older copy finds its own later version in the cloud, and takes it."""
+    device = DeviceId("d" * 32)
+    outbox.enrol(store, device, "cloud")
+    edit(store, score=1)
+    pushed(store, "1-x")
+    later = hlc_mark.read(store)._replace(ms=hlc_mark.read(store).ms + 5, device=device).text()
+    state = RecordState(type=S, id=ID, rev="2-x", device=device, fields={"score": 7}, stamps={"score": later})
+    with store.transaction():
+        assert records.pulled(store, state) is Met.ADOPTED
+    assert now(store) == {"score": 7}
+
+
 def test_after_lost_history_our_own_past_is_no_conflict(store: Store) -> None:
     """A cloud restored from a copy has an older version that we have seen: ours goes on top of it."""
     old = edit(store, score=1)
@@ -246,7 +271,7 @@ versions = st.builds(Version, fields=fields_strategy, deleted=st.booleans())
 @given(versions, st.none() | versions, versions)
 def test_meeting_is_total_and_never_drops_an_edit(local: Version, base: Version | None, remote: Version) -> None:
     """A local edit is adopted over only when the cloud says the same."""
-    met = records.meet(local, base, remote, reoffered=False)
+    met = records.meet(local, base, remote)
     edited = base is None or not records.same(local, base)
     if met is Met.ADOPTED:
         assert not edited
@@ -267,6 +292,7 @@ edits = st.tuples(st.just("edit"), st.just(0), fields_strategy)
 def test_pulling_twice_is_pulling_once(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
     """After any history, a page that is applied again changes nothing."""
     store = Store.open(tmp_path_factory.mktemp("law") / "store.db", clock=FakeClock())
+    events.own_device(store)
     for what, rev, fields in steps:
         if what == "edit":
             edit(store, **fields)

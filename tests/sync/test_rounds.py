@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from random import Random
+from typing import TypeVar
 
 import httpx
 import msgspec
@@ -12,8 +14,11 @@ import pytest
 from metricsd.config import Sync
 from metricsd.protocol import PREFIX, EventResult, PushEventsReply
 from metricsd.store import outbox, records, state
-from metricsd.sync.engine import LAST_ERROR, LAST_SUCCESS, NEXT
+from metricsd.sync.engine import LAST_ERROR, LAST_SUCCESS, NEXT, Engine
+from metricsd.sync.round import Run
 from tests.sync.world import SETTINGS, Device, World
+
+T = TypeVar("T")
 
 DAY_S = 86400.0
 
@@ -354,6 +359,108 @@ async def test_an_answer_that_does_not_fit_settles_nothing(world: World, reply: 
     report = await one.sync()
     assert report.error is not None and report.error.code == "unreachable"
     assert outbox.pending_events(one.store) == 50
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"last_seq": -1},
+        {"last_seq": 2**70},
+        {"last_id": "x"},
+        {"last_id": "a" * 1000},
+        {"server_time": -5},
+        {"server_time": 2**70},
+        {"epoch": "one"},
+    ],
+)
+async def test_a_hello_that_cannot_be_changes_nothing(world: World, wrong: dict[str, object]) -> None:
+    """The stream stays where it is, and the report says that nobody is there who speaks our protocol."""
+    one = await world.device("one")
+    one.record(5)
+    await settle(one)
+    before = outbox.find(one.store)
+    said = {"server_time": world.clock.now_us(), "epoch": 1, "last_seq": 5, "last_id": "", "cursor_ok": True} | wrong
+    answer = httpx.Response(200, headers={"content-type": "application/json"}, content=msgspec.json.encode(said))
+    world.network.canned["odd"] = answer
+    world.network.fault = lambda request: "odd" if request.url.path.endswith("/hello") else None
+    report = await one.sync()
+    assert report.error is not None and report.error.code == "unreachable"
+    assert outbox.find(one.store) == before
+
+
+class Crash(Exception):
+    """The process died here."""
+
+
+def crashing(at: int, *, after: bool) -> Run:
+    """Return an executor that dies at its n-th call, before or after doing it."""
+    calls = 0
+
+    class Crashing:
+        async def __call__(self, fn: Callable[..., T], /, *args: object) -> T:
+            nonlocal calls
+            calls += 1
+            if calls == at and not after:
+                raise Crash
+            result = fn(*args)
+            if calls == at:
+                raise Crash
+            return result
+
+    return Crashing()
+
+
+async def die_in_a_round(device: Device, at: int, *, after: bool) -> bool:
+    """Run a round that dies at the n-th access to the store, and start again; return whether it came that far."""
+    engine = Engine(
+        device.paths, device.store, device.settings,
+        clock=device.clock, run=crashing(at, after=after), connect=device.world.connect,
+    )  # fmt: skip
+    try:
+        await engine.tick()
+    except Crash:
+        return True
+    finally:
+        await engine.close()
+        await device.close()
+        device.open()
+    return False
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_crash_at_any_point_of_a_round_loses_and_doubles_nothing(world: World, after: bool) -> None:
+    """Each access to the store is once the last thing that the process did."""
+    one, two = await world.device("one"), await world.device("two")
+    expected, at, dying = 0, 0, True
+    while dying:
+        at += 1
+        for device in (one, two):
+            expected += len(device.record(60, session=f"s{at}"))
+            with device.store.transaction():
+                records.edit(device.store, "session", device.root.name, {"score": at})
+        await two.sync()
+        dying = await die_in_a_round(one, at, after=after)
+    assert at > 10
+    await settle(one, two)
+    assert_everywhere_once(world, one, two, expected=expected)
+    assert (records.count_open(one.store), records.count_open(two.store)) == (0, 0)
+
+
+@pytest.mark.parametrize("at", range(1, 16, 2))
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_crash_while_forking_loses_and_doubles_nothing(world: World, at: int, after: bool) -> None:
+    """Between the new login's files and the store's new stream lies no moment that cannot be healed."""
+    one, clone = await world.device("one"), world.unborn("clone")
+    one.record(20)
+    await settle(one)
+    one.record(10, tag="unsent-when-copied")
+    await clone.restore(await one.backup())
+    one.record(5, tag="one-after")
+    clone.record(7, tag="clone-after")
+    await settle(one)
+    await die_in_a_round(clone, at, after=after)
+    await settle(clone, one)
+    assert_everywhere_once(world, one, clone, expected=42)
 
 
 def _plain(request: httpx.Request) -> bytes:
