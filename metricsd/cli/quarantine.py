@@ -26,6 +26,8 @@ from metricsd.store.connection import Store
 CAPTURE_PREFIX = "new/"
 RETRIED_FILE = "retried.jsonl"
 """The shared file that lines from shared files are handed back through: there they get the same ids as at first."""
+WIRE_PREFIXES = ("event:", "http:", "https:")
+"""How entries are named that the cloud refused (the event itself is in the store) or sent."""
 LIST_MAX = 1000
 _AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -145,6 +147,8 @@ def _chosen(store: Store | None, entry_id: int | None) -> list[kept.Entry]:
 
 
 def _retry(store: Store, entry: kept.Entry) -> dict[str, Any]:
+    if entry.file.startswith(WIRE_PREFIXES):
+        return {"id": entry.id, "retried": False, "why": "it was refused on the wire, not in the spool; see its reason"}
     data = kept.bytes_of(store, entry)
     if data is None:
         return {"id": entry.id, "retried": False, "why": "its bytes are not kept"}

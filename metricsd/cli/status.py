@@ -32,6 +32,9 @@ NOT_LOGGED_IN = "not logged in"
 COUNT_MAX = 10_000
 """outbox.COUNT_MAX"""
 _COUNT = "SELECT count(*) FROM (SELECT 1 FROM event WHERE pos > ? LIMIT ?)"
+_QUARANTINED = """
+SELECT count(*) FILTER (WHERE reason GLOB 'cloud_*' OR file GLOB 'http*:*'), count(*) FROM quarantine WHERE state = 'open'
+"""
 _PENDING_RECORDS = (
     "SELECT count(*) FROM record WHERE dirty > 0 AND conflict IS NULL",
     "SELECT count(*) FROM session_counters WHERE dirty > 0 AND device = (SELECT value FROM state WHERE key = 'own_device')",
@@ -80,7 +83,7 @@ def gather(paths: Paths, config: Config) -> Section:
         "mode": _mode(login, state),
         "spool": _spool(paths, quarantined),
         "store": store,
-        "sync": _sync(config, login, state, live, quarantined),
+        "sync": _sync(config, login, state, live),
         # No policy is in force yet: a conflict stays open with both versions until somebody decides.
         "policy": {"name": None, "version": None, "sha256": None, "source": None, "error": None},
     }
@@ -99,7 +102,7 @@ def _mode(login: Section | None, state: Section) -> Section:
     return {"current": current, "reason": reason, "since": _time_text(found.get("since")), "forced": False}
 
 
-def _sync(config: Config, login: Section | None, state: Section, live: Section, quarantined: int) -> Section:
+def _sync(config: Config, login: Section | None, state: Section, live: Section) -> Section:
     error = _json_state(state, "sync_last_error")
     return {
         "url": login["url"] if login else None,
@@ -111,7 +114,7 @@ def _sync(config: Config, login: Section | None, state: Section, live: Section, 
         "next": _time_text(live.get("next_sync_us")) if login else None,
         "pending_events": state.get("pending_events", 0),
         "pending_records": state.get("pending_records", 0),
-        "quarantined": quarantined,
+        "quarantined": state.get("sync_quarantined", 0),
         "conflicts_open": state.get("conflicts_open", 0),
         "cursor": state.get("sync_cursor"),
     }
@@ -192,7 +195,9 @@ def _store(paths: Paths) -> tuple[Section, Section]:
             state: Section = dict(db.execute("SELECT key, value FROM state"))
             section["events"] = int(state.get("live_events", 0))
             section["sessions"] = db.execute("SELECT count(*) FROM session").fetchone()[0]
-            section["quarantined"] = db.execute("SELECT count(*) FROM quarantine WHERE state = 'open'").fetchone()[0]
+            on_wire, all_open = db.execute(_QUARANTINED).fetchone()
+            section["quarantined"] = all_open - on_wire
+            state["sync_quarantined"] = on_wire
             state["pending_events"] = _pending_events(db, state)
             state["pending_records"] = sum(db.execute(sql).fetchone()[0] for sql in _PENDING_RECORDS)
             state["conflicts_open"] = db.execute("SELECT count(*) FROM conflict_log WHERE state = 'open'").fetchone()[0]

@@ -104,8 +104,9 @@ def _sync(found: Section, now: datetime) -> Line:
 
 def _attention(found: Section) -> list[Line]:
     lines = []
-    if found["spool"]["quarantined"]:
-        text = f"{_count(found['spool']['quarantined'], 'item')} could not be accepted"
+    refused = found["spool"]["quarantined"] + found["sync"]["quarantined"]
+    if refused:
+        text = f"{_count(refused, 'item')} could not be accepted"
         lines.append(Line(Mark.LOOK, "attention", text, "metricsd quarantine list"))
     if found["sync"]["conflicts_open"]:
         text = f"{_count(found['sync']['conflicts_open'], 'record')} changed on two devices"

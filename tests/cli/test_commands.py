@@ -15,6 +15,8 @@ import pytest
 from metricsd import __version__
 from metricsd.cli import COMMANDS
 from metricsd.config import RULES
+from metricsd.store import quarantine as kept
+from metricsd.store.connection import Store
 from tests.homes import REPOSITORY, Home, opened, stop, tool_use, until
 
 
@@ -192,6 +194,22 @@ def test_quarantine_purge_drops_bytes_and_keeps_the_summary(refused: Home) -> No
     assert list(refused.paths.quarantine.iterdir()) == []
     shown = json.loads(refused.ok("quarantine", "show", str(rows[0]["id"]), "--json"))
     assert (shown["state"], shown["data"], shown["sha256"]) == ("purged", None, rows[0]["sha256"])
+
+
+def test_what_was_refused_on_the_wire_is_counted_apart_and_not_handed_to_the_spool(home: Home) -> None:
+    """Its bytes are the wire's, not a capture's; the event itself is in the store."""
+    store = Store.open(home.paths.store)
+    with store.transaction():
+        kept.add(store, "event:00ff", 0, b'{"id":"00ff"}', "cloud_too_large")
+        kept.add(store, "https://cloud.example", 0, b"{}", "bad_change")
+        kept.add(store, "new/a.jsonl", 0, b"x\n", "bad_json")
+    store.close()
+    found = home.status()
+    assert (found["spool"]["quarantined"], found["sync"]["quarantined"]) == (1, 2)
+    assert "3 items could not be accepted" in home.run("status").stdout
+    rows = json.loads(home.ok("quarantine", "retry", "--all", "--json"))
+    assert sorted(row["retried"] for row in rows) == [False, False, True]
+    assert [file.name for file in home.paths.spool.glob("*.jsonl")] == []
 
 
 def test_quarantine_says_what_is_wrong_with_a_request(home: Home) -> None:
