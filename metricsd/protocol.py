@@ -85,7 +85,6 @@ class HelloReply(Struct, kw_only=True, omit_defaults=True):
     last_seq        the highest seq up to which everything is settled; `last_id` the event id there
     id_at_acked     the id it holds at the device's `acked_seq`; None when it holds none
     cursor_ok       False: the device's cursor is from a history that this cloud does not have
-    pairs_missing   True when the (device, epoch) is unknown here (restored cloud, or a first hello)
     """
 
     server_time: int
