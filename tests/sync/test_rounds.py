@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from metricsd.config import Sync
-from metricsd.protocol import PREFIX, EventResult, PushEventsReply
+from metricsd.hlc import Stamp
+from metricsd.protocol import PREFIX, EventResult, PushEventsReply, PushRecordsReply, RecordResult
 from metricsd.store import outbox, records, state
 from metricsd.sync.engine import LAST_ERROR, LAST_SUCCESS, NEXT, Engine
 from metricsd.sync.round import Run
@@ -530,6 +531,32 @@ async def test_a_clock_ten_years_ahead_is_said_and_loses_nothing(world: World) -
     found = records.get(one.store, "session", "s-1")
     assert found is not None and found.version.fields == {"score": 2}
     assert_everywhere_once(world, one, two, expected=4)
+
+
+async def test_stamps_that_the_cloud_finds_too_late_are_rebased_and_the_edit_is_kept(world: World) -> None:
+    """The answer `restamp` names the highest stamp allowed; the record goes again below it, in the same round."""
+    one, two = await world.device("one"), await world.device("two")
+    with one.store.transaction():
+        edited = records.edit(one.store, "session", "s-1", {"score": 4})
+    allowed = Stamp(world.clock.now_us() // 1000 - 60_000, 0, "server")
+    reply = PushRecordsReply(results=[RecordResult(status="restamp", stamp=allowed.text())], server_time=0)
+    world.network.canned["restamp"] = httpx.Response(
+        200, headers={"content-type": "application/json"}, content=msgspec.json.encode(reply)
+    )
+    pushes = 0
+
+    def fault(request: httpx.Request) -> str | None:
+        nonlocal pushes
+        pushes += request.url.path.endswith("/records")
+        return "restamp" if pushes == 1 and request.url.path.endswith("/records") else None
+
+    world.network.fault = fault
+    report = await one.sync()
+    assert (report.ok, report.pushed_records, pushes) == (True, 1, 2)
+    await settle(two)
+    found = records.get(two.store, "session", "s-1")
+    assert found is not None and found.version.fields == {"score": 4}
+    assert found.version.stamps["score"] < allowed.text() < edited.stamps["score"]
 
 
 async def test_a_conflict_found_while_pushing_is_kept_open(world: World) -> None:
