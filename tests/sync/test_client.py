@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -34,6 +35,8 @@ from metricsd.errors import (
 from metricsd.protocol import PushEventsReply
 
 URL = "https://cloud.example"
+CERTIFICATE = Path(__file__).with_name("loopback.pem")
+"""A certificate for 127.0.0.1 and its key, which is no secret: made for this test, trusted by nobody."""
 FAST = Sync(connect_timeout_s=2.0, request_timeout_s=2.0)
 NO_GZIP = httpx.ByteStream(b"no gzip")
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -191,7 +194,9 @@ async def test_an_endless_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @asynccontextmanager
-async def listening(speak: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> AsyncIterator[str]:
+async def listening(
+    speak: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """Serve one behaviour on a real socket."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -200,9 +205,18 @@ async def listening(speak: Callable[[asyncio.StreamReader, asyncio.StreamWriter]
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    body = b'{"status":"ok"}'
+    writer.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    await writer.drain()
 
 
 async def said_by(url: str, settings: Sync = FAST) -> str:
@@ -269,19 +283,21 @@ async def test_a_server_without_tls_is_named() -> None:
 async def test_proxies_are_never_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy would carry the token out and back."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        body = b'{"status":"ok"}'
-        writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        await writer.drain()
-
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
     async with listening(answer) as url, CloudClient(url, "token", FAST) as client:
         await client.healthz()
+
+
+async def test_a_certificate_of_nobody_we_know_is_named_and_can_be_added() -> None:
+    """Untrusted: the sentence names the setting that adds an authority; with it the connection works."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(CERTIFICATE)
+    async with listening(answer, tls) as url:
+        assert re.search(r"not trusted .* sync\.ca_file", await said_by(url))
+        async with CloudClient(url, "token", FAST._replace(ca_file=str(CERTIFICATE))) as client:
+            await client.healthz()
 
 
 async def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
