@@ -14,13 +14,13 @@ demo: $(VENV)/.core
 	$(BIN)/metricsd demo
 
 test: check
-	$(BIN)/pytest -m "not soak" $(TESTS)
+	$(BIN)/pytest -m "not soak" -n logical --maxprocesses 4 $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
 bench: $(STAMP)
 	$(BIN)/python -m bench

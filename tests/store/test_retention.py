@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,20 @@ from tests.fakes import FakeClock
 from tests.samples import make_item
 
 DAY_S = 86400
+NOBODY = 65534
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up root's rights for a moment; as a normal user nothing is to be given up."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def rollup_n(store: Store) -> int:
@@ -117,12 +134,18 @@ class TestDiskErrors:
         other.close()
         assert Ingest(store).take([make_item(0)]).added == 1
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere: permissions are tested as a normal user")
-    def test_a_folder_without_permission_is_named(self, tmp_path: Path) -> None:
-        """The sentence says what to check."""
-        (tmp_path / "locked").mkdir(mode=0o500)
-        with pytest.raises(StoreUnavailable, match="permissions"):
-            Store.open(tmp_path / "locked" / "store.db")
+    def test_a_folder_without_permission_is_named(self) -> None:
+        """The sentence says what to check. Root writes everywhere, so root becomes nobody for the attempt."""
+        with tempfile.TemporaryDirectory() as folder:
+            locked = Path(folder) / "locked"
+            locked.mkdir()
+            if os.geteuid() == 0:
+                Path(folder).chmod(0o711)
+                os.chown(locked, NOBODY, NOBODY)
+            locked.chmod(0o500)
+            with as_nobody(), pytest.raises(StoreUnavailable, match="permissions"):
+                Store.open(locked / "store.db")
+            locked.chmod(0o700)
 
 
 class TestTwins:
