@@ -184,10 +184,10 @@ def skip(store: Store, stream: Stream, seq: int, reject: Reject) -> Stream:
     return new
 
 
-def adopt(store: Store, stream: Stream, seq: int, event_id: str) -> Stream:
-    """Take over an acknowledgement whose answer was lost on its way."""
+def resend(store: Store, stream: Stream) -> Stream:
+    """Go back to the acknowledged mark, to be told again what an answer said that was lost on its way."""
     with store.transaction(full=True):
-        new = stream._replace(acked_seq=seq, acked_id=event_id, settled_seq=seq)
+        new = stream._replace(settled_seq=stream.acked_seq)
         _put(store, new)
     return new
 

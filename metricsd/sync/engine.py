@@ -346,8 +346,9 @@ def _carry_out(store: Store, stream: Stream, decision: Decision) -> Stream:
             raise StreamForked
         case Action.REOFFER:
             return outbox.rewind(store, stream, decision.seq, decision.id)
-        case Action.ADOPT:
-            stream = outbox.adopt(store, stream, decision.seq, decision.id)
+        case Action.RESEND:
+            # The push that follows starts at our own mark; the cloud answers what it has as `duplicate`.
+            stream = outbox.resend(store, stream)
         case Action.IN_SYNC:
             pass
     if decision.reset_cursor:

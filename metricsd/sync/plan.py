@@ -35,8 +35,8 @@ class Action(StrEnum):
     """What the reply to a hello calls for."""
 
     IN_SYNC = "in_sync"
-    ADOPT = "adopt"
-    """The cloud has more than we know: an acknowledgement was lost on its way."""
+    RESEND = "resend"
+    """The cloud has more than we know: an answer was lost, and with it whose each event is. Offer the same again."""
     REOFFER = "reoffer"
     """The cloud has less than it acknowledged: it was restored from an older copy."""
     FORK = "fork"
@@ -59,7 +59,7 @@ class LocalStream(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The action, and for ADOPT and REOFFER the (seq, id) up to which the stream then counts as acknowledged."""
+    """The action, and for REOFFER the (seq, id) up to which the stream then counts as acknowledged."""
 
     action: Action
     seq: int = 0
@@ -103,7 +103,7 @@ def _ahead(local: LocalStream, reply: HelloReply, reset: bool) -> Decision:
         return fork
     if local.id_at_last not in (None, reply.last_id):
         return fork
-    return Decision(Action.ADOPT, reply.last_seq, reply.last_id, reset_cursor=reset)
+    return Decision(Action.RESEND, reset_cursor=reset)
 
 
 def first_batch(batch_size: int, items_max: int) -> int:

@@ -595,3 +595,20 @@ async def test_a_conflict_stays_open_with_both_versions_and_is_never_overwritten
     for device, text in ((one, "from one"), (two, "from two")):
         found = records.get(device.store, "session", "s-1")
         assert found is not None and found.version.fields["description"] == text
+
+
+@pytest.mark.parametrize("pull", ["all", "records"])
+async def test_a_lost_answer_that_named_another_owner_is_asked_for_again(world: World, pull: str) -> None:
+    """What the cloud said of shared events got lost; their counters still count once, without their events too."""
+    one = await world.device("one")
+    two = await world.device("two", settings=SETTINGS._replace(pull=pull))
+    one.record(30, tag="shared")
+    assert (await one.sync()).ok
+    two.record(30, tag="shared")
+    two.record(5, tag="own", session="s-9")
+    world.network.fault = lambda request: "after" if request.url.path.endswith("/events") else None
+    await two.sync()
+    world.network.fault = lambda _: None
+    await settle(one, two, rounds=3)
+    assert world.event_ids().total() == 35
+    assert one.counted() == two.counted() == 35
