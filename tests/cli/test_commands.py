@@ -103,9 +103,10 @@ def test_config_show_names_value_unit_and_origin(home: Home) -> None:
     assert home.ok("config", "check").startswith("ok: 2 settings")
 
 
-def test_a_closed_pipe_is_quiet(home: Home) -> None:
+@pytest.mark.parametrize("arguments", [("config", "show", "--json"), ("status", "--json"), ("--help",)])
+def test_a_closed_pipe_is_quiet(home: Home, arguments: tuple[str, ...]) -> None:
     """`metricsd config show | head -1` prints no traceback."""
-    process = home.start("config", "show", "--json")
+    process = home.start(*arguments)
     assert process.stdout is not None
     process.stdout.close()
     process.wait(20)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import logging.handlers
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import structlog
@@ -100,6 +102,30 @@ def test_following_crosses_a_rotation(file: Path) -> None:
     follower.close()
     assert seen == list(range(90))
     assert (file.parent / "metricsd.log.1").exists()
+
+
+def test_following_misses_nothing_at_a_rotation(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that come between the last look at the old file and its rotation are still read from it."""
+    logs.log_to_file(file, Daemon(log_bytes_max=1 << 20, log_keep=2))
+    log = structlog.get_logger("x")
+    log.info("before")
+    really = logs._rotated
+    rotated: list[bool] = []
+
+    def write_and_rotate(path: Path, stream: IO[str] | None) -> bool:
+        if not rotated:
+            rotated.append(True)
+            log.info("last.words")
+            handler = logging.getLogger().handlers[0]
+            assert isinstance(handler, logging.handlers.RotatingFileHandler)
+            handler.doRollover()
+            log.info("first.words")
+        return really(path, stream)
+
+    monkeypatch.setattr(logs, "_rotated", write_and_rotate)
+    follower = logs.follow_log(file, sleep=lambda _: None)
+    assert [json.loads(next(follower))["event"] for _ in range(2)] == ["last.words", "first.words"]
+    follower.close()
 
 
 def test_level_is_honoured(file: Path) -> None:
