@@ -14,7 +14,8 @@ from metricsd.errors import StoreUnavailable
 from metricsd.identity import load_identity
 from metricsd.spool import ensure_spool
 from metricsd.store import sources
-from metricsd.store.connection import Store
+from metricsd.store.backup import sweep_partials
+from metricsd.store.connection import Store, translated
 from metricsd.store.ingest import Ingest
 from metricsd.tail import Tail
 
@@ -42,6 +43,8 @@ def open_intake(paths: Paths, config: Config, clock: Clock) -> Intake:
     ensure_spool(paths.spool)
     store = Store.open(paths.store, clock=clock, backups=paths.backups)
     try:
+        with translated(paths.backups):
+            sweep_partials(paths.backups)
         checkpoints = sources.load_all(store)
     except BaseException:
         store.close()

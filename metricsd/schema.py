@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import NamedTuple
 
+from metricsd.crash import crash_point
 from metricsd.errors import SchemaTooNew
 
 STEPS_PER_MAJOR = 1000
@@ -52,7 +53,9 @@ def pending_steps(connection: sqlite3.Connection, steps: list[Step], *, what: st
     version = version_of(connection)
     newest = steps[-1].number
     if version // STEPS_PER_MAJOR > newest // STEPS_PER_MAJOR:
-        raise SchemaTooNew(f"{what} has schema {version}, this metricsd knows up to {newest}: upgrade metricsd to open it")
+        raise SchemaTooNew(
+            f"{what} has schema {version}, this metricsd knows up to {newest}: upgrade metricsd to open it"
+        )
     return [step for step in steps if step.number > version]
 
 
@@ -64,7 +67,9 @@ def apply_steps(connection: sqlite3.Connection, steps: list[Step]) -> Iterator[S
     for step in steps:
         # executescript() would commit a transaction that is open, so the transaction is part of the script.
         try:
-            connection.executescript(f"BEGIN IMMEDIATE;\n{step.sql}\nPRAGMA user_version = {step.number};\nCOMMIT;")
+            connection.executescript(f"BEGIN IMMEDIATE;\n{step.sql}\nPRAGMA user_version = {step.number};")
+            crash_point("during_schema_step")
+            connection.execute("COMMIT")
         except sqlite3.Error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

@@ -24,6 +24,7 @@ import watchfiles
 from metricsd import spool
 from metricsd.clock import US_PER_S, Clock
 from metricsd.config import Tail as Settings
+from metricsd.crash import crash_point
 from metricsd.decode import decode_line, parse_line
 from metricsd.decode.envelope import stamp_us
 from metricsd.decode.repository import Repositories
@@ -125,7 +126,10 @@ class Tail:
         if not captures:
             return Ticked(0, 0, 0, more=False)
         taken = self._take_split(captures)
-        for capture in captures:
+        crash_point("before_unlink")
+        for number, capture in enumerate(captures):
+            if number == len(captures) // 2:
+                crash_point("half_of_unlinks")
             # Only now, after a commit that is on disk, may the capture go.
             with contextlib.suppress(FileNotFoundError):
                 (self._new / capture.name).unlink()

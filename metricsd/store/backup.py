@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from metricsd.clock import US_PER_S
+from metricsd.crash import crash_point
 from metricsd.store.connection import Store, translated
 
 _PATTERN = "store-*.db"
@@ -21,8 +22,9 @@ def backup(store: Store, folder: Path, *, keep: int) -> Path | None:
     partial = target.with_suffix(".partial")
     with translated(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial.unlink(missing_ok=True)
+        sweep_partials(folder)
         store.db.execute("VACUUM INTO ?", (str(partial),))
+        crash_point("during_backup")
         partial.chmod(0o600)
         _sync(partial)
         partial.replace(target)
@@ -30,6 +32,12 @@ def backup(store: Store, folder: Path, *, keep: int) -> Path | None:
         for old in sorted(folder.glob(_PATTERN))[:-keep]:
             old.unlink(missing_ok=True)
     return target
+
+
+def sweep_partials(folder: Path) -> None:
+    """Remove what a kill left of unfinished copies. The caller holds the instance lock: nobody else is copying."""
+    for left in folder.glob("*.partial*"):
+        left.unlink(missing_ok=True)
 
 
 def newest_backup(folder: Path) -> Path | None:

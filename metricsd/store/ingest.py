@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from metricsd.crash import crash_point
 from metricsd.store import events, quarantine, sources, state
 from metricsd.store.connection import Store
 from metricsd.store.events import Identified
@@ -52,15 +53,18 @@ class Ingest:
                 items, old = self._split_old(items)
                 kept = self._recent.keep_first(items)
                 inserted = events.insert(store, kept, device=device)
+                crash_point("after_insert")
                 if rejects or old:
                     quarantine.add_all(store, [*rejects, *old])
                 if len(kept) != len(items):
                     state.add(store, "twins_dropped", len(items) - len(kept))
                 if checkpoint is not None:
                     sources.put(store, checkpoint)
+                crash_point("before_commit")
         except BaseException:
             self._recent.forget()
             raise
+        crash_point("after_commit")
         return Taken(inserted.added, inserted.known, len(items) - len(kept), len(rejects) + len(old))
 
     def _split_old(self, items: list[Identified]) -> tuple[list[Identified], list[Reject]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from metricsd.crash import crash_point
 from metricsd.errors import CloudRefused, CloudUnreachable, LineRejected
 from metricsd.hlc import parse_stamp
 from metricsd.ids import EventId
@@ -134,6 +135,7 @@ async def _send_events(sync: Round, batch: Sequence[Encoded]) -> None:
     body = b"".join((head[:-1], b',"events":[', b",".join([item.data for item in batch]), b"]}"))
     reply = await sync.client.push_events(body)
     settled = _settled(sync, batch, reply)
+    crash_point("after_answer_before_ack")
     sync.stream = await sync.run(outbox.acknowledge, sync.store, stream, settled)
 
 

@@ -1,0 +1,43 @@
+"""Named points at which a test may kill the process, as a kill -9 would.
+
+Without METRICSD_CRASH_AT in the environment a point costs one comparison and does nothing; with it
+(`after_commit`, or `after_commit:3` for the third pass) the process kills itself there, so that nothing is flushed,
+closed or cleaned up. A point must never change what the code around it does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, get_args
+
+VARIABLE = "METRICSD_CRASH_AT"
+Point = Literal[
+    "after_insert",
+    "before_commit",
+    "after_commit",
+    "before_unlink",
+    "half_of_unlinks",
+    "during_backup",
+    "during_schema_step",
+    "after_answer_before_ack",
+]
+POINTS: tuple[Point, ...] = get_args(Point)
+
+_wanted, _, _pass = os.environ.get(VARIABLE, "").partition(":")
+_passes_left = int(_pass) if _pass.isdecimal() else 1
+
+
+def crash_point(name: Point) -> None:
+    """Kill this process if the environment asks for it here; else do nothing."""
+    if _wanted and name == _wanted:
+        _die_at_last()
+
+
+def _die_at_last() -> None:
+    global _passes_left
+    _passes_left -= 1
+    if _passes_left > 0:
+        return
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
