@@ -44,7 +44,8 @@ class Home:
     def __init__(self, root: Path, **settings: str) -> None:
         self.root = root
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("METRICSD_")}
-        self.env |= {"METRICSD_HOME": str(root), "PYTHONPATH": str(REPOSITORY), **settings}
+        path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.env |= {"METRICSD_HOME": str(root), "PYTHONPATH": path, **settings}
         self.paths: Paths = find_paths(self.env)
         self.processes: list[subprocess.Popen[str]] = []
 

@@ -58,10 +58,11 @@ def run(with_cloud: bool, host: str, port: int) -> None:
     companion = EmbeddedCloud(paths, config, host, port) if with_cloud else None
     try:
         asyncio.run(_run(Daemon(paths, config, companion=companion), companion))
-    except* MetricsdError as group:
-        raise _first(group) from None
-    except* Exception as group:
-        broken = _first(group)
+    except Exception as error:
+        # Not `except*`: what is raised inside it leaves as a group again on some versions of Python.
+        broken = _first(error)
+        if isinstance(broken, MetricsdError):
+            raise broken from None
         raise MetricsdError(
             f"the daemon stopped because of a fault ({type(broken).__name__}: {broken}); `metricsd logs` shows it"
         ) from broken

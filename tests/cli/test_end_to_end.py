@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -228,12 +227,7 @@ def test_dry_run_asks_nobody(laptop: Home) -> None:
 
 def test_demo_ends_well_and_leaves_nothing(tmp_path: Path) -> None:
     """Exit 0, every count equal on both devices, no folder and no process left."""
-    environment = {
-        **os.environ,
-        "TMPDIR": str(tmp_path),
-        "PYTHONPATH": str(REPOSITORY),
-        "METRICSD_HOME": str(tmp_path / "mine"),
-    }
+    environment = {**Home(tmp_path / "mine").env, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "metricsd", "demo", "--json"],
         env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
