@@ -80,7 +80,6 @@ class Daemon:
         self._writer = Writer()
         self._stop = asyncio.Event()
         self._ready = False
-        self._started = self._clock.monotonic()
         self._store_trouble: str | None = None
         self._schedule = Schedule(config, self._sync_due)
         self._control = ControlServer(
@@ -91,8 +90,9 @@ class Daemon:
         self._force_timer: threading.Timer | None = None
 
     def stop(self) -> None:
-        """Ask for the orderly end. May be called again."""
+        """Ask for the orderly end, and force it when its time is up. May be called again."""
         self._stop.set()
+        self._force_later()
 
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Run until `stop()`; raise what a task died of."""
@@ -103,7 +103,6 @@ class Daemon:
                 if on_ready is not None and not self._stop.is_set():
                     on_ready()
                 await self._stop.wait()
-                self._force_later()
                 for task in tasks:
                     task.cancel()
         finally:
@@ -159,6 +158,7 @@ class Daemon:
     async def _shut_down(self) -> None:
         """End in order: stop intake, drain, checkpoint, close. Tasks have ended when this is called."""
         self._ready = False
+        self._force_later()
         self._schedule.stop()
         await self._control.close()
         if self._parts is not None:
@@ -187,6 +187,8 @@ class Daemon:
             log.error("stop.forced", after_s=self._config.daemon.stop_timeout_s)
             os._exit(EXIT_FAILED)
 
+        if self._force_timer is not None:
+            return
         self._force_timer = threading.Timer(self._config.daemon.stop_timeout_s, force)
         self._force_timer.daemon = True
         self._force_timer.start()
@@ -280,7 +282,7 @@ class Daemon:
         return {**done, "exit_code": report.exit_code}
 
     async def _on_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        self._stop.set()
+        self.stop()
         return {"pid": os.getpid()}
 
     async def _for_ever(self, name: str, work: Coroutine[Any, Any, None]) -> None:

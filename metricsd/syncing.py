@@ -141,7 +141,8 @@ class Syncing:
             login = _fingerprint(self._paths)
             report = await self._rounds.tick(reason=reason)
             self._seen = _Seen(login, refused=report.error is not None and report.error.code == AUTH)
-            await self._remember(report)
+            if login is not None:
+                await self._remember(report)
         _log_round(report)
         return report
 

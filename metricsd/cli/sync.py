@@ -71,8 +71,6 @@ def _through_daemon(paths: Paths, timeout_s: float) -> Section | None:
 def _in_foreground(paths: Paths, config: Config, timeout_s: float) -> Section:
     from metricsd.logs import log_to_terminal
 
-    if not paths.credentials.exists():
-        raise AuthError("not logged in: run `metricsd login URL` first; everything stays on this machine until then")
     log_to_terminal("error")
     with InstanceLock.acquire(paths.lock, "sync"):
         return asyncio.run(_round(paths, config, timeout_s))
@@ -91,7 +89,8 @@ async def _round(paths: Paths, config: Config, timeout_s: float) -> Section:
 
     async def do_round() -> Report:
         report = await engine.tick(reason="demand")
-        remember_mode(store, report)
+        if paths.credentials.exists():
+            remember_mode(store, report)
         return report
 
     try:

@@ -176,6 +176,9 @@ def test_not_logged_in_exits_5_and_says_what_to_do(laptop: Home, with_daemon: bo
     assert done.returncode == 5
     [line] = done.stderr.strip().splitlines()
     assert "metricsd login URL" in line
+    report = json.loads(laptop.run("sync", "--json").stdout)
+    assert (report["ok"], report["error"]["code"]) == (False, "auth")
+    assert laptop.status()["mode"]["reason"] == "not logged in"
     assert laptop.run("status").returncode == (0 if with_daemon else 4)
 
 
