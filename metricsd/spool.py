@@ -213,7 +213,9 @@ def append(
         with contextlib.suppress(FileExistsError):
             _write_new(path, line)
             return path
-    raise StoreUnavailable(f"{new}: {_TRIES_MAX} names for a capture are taken: empty the folder or start the daemon with `metricsd up`")
+    raise StoreUnavailable(
+        f"{new}: {_TRIES_MAX} names for a capture are taken: empty the folder or start the daemon with `metricsd up`"
+    )
 
 
 def _line(second: int, app: str, event: str, payload: Any) -> bytes:
