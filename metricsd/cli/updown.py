@@ -17,13 +17,14 @@ from pathlib import Path
 import click
 
 from metricsd import control
-from metricsd.config import Paths, find_paths, load_config
-from metricsd.errors import DaemonNotRunning, MetricsdError
+from metricsd.config import Daemon, Paths, find_paths, load_config
+from metricsd.errors import ConfigError, DaemonNotRunning, MetricsdError
 from metricsd.instance import Holder, find_holder
 
 READY_TIMEOUT_S = 30.0
 PING_TIMEOUT_S = 1.0
 STEP_S = 0.05
+NAME_TRIES = 20
 STOP_GRACE_S = 2.0
 """Beyond the daemon's own limit, for the interpreter's exit."""
 _OUTPUT_BYTES_MAX = 4096
@@ -70,7 +71,7 @@ def down(timeout_s: float | None) -> None:
     if holder is None:
         click.echo("metricsd does not run")
         return
-    limit_s = timeout_s or load_config(paths).daemon.stop_timeout_s + STOP_GRACE_S
+    limit_s = timeout_s or _stop_timeout_s(paths) + STOP_GRACE_S
     _ask_to_stop(paths, holder)
     deadline = time.monotonic() + limit_s
     while find_holder(paths.lock) is not None:
@@ -140,7 +141,7 @@ def _ask_to_stop(paths: Paths, holder: Holder) -> None:
         control.call(paths.state_dir, "stop", timeout_s=PING_TIMEOUT_S)
     except MetricsdError:
         # It starts, hangs or is of another version: ask by signal, but only whoever holds the lock at this moment.
-        now = find_holder(paths.lock)
+        now = _named_holder(paths)
         if now is None:
             return
         if now.role != "daemon" or now.pid <= 1:
@@ -149,3 +150,21 @@ def _ask_to_stop(paths: Paths, holder: Holder) -> None:
             ) from None
         with contextlib.suppress(ProcessLookupError):
             os.kill(now.pid, signal.SIGTERM)
+
+
+def _stop_timeout_s(paths: Paths) -> float:
+    """Return the daemon's own limit; with settings that are wrong by now, which must not keep it running, the default."""
+    try:
+        return load_config(paths).daemon.stop_timeout_s
+    except ConfigError:
+        return Daemon().stop_timeout_s
+
+
+def _named_holder(paths: Paths) -> Holder | None:
+    """Return the lock's holder, giving one that has only just taken it the time to write its name."""
+    for _ in range(NAME_TRIES):
+        holder = find_holder(paths.lock)
+        if holder is None or holder.pid:
+            return holder
+        time.sleep(STEP_S)
+    return holder

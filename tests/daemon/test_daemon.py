@@ -18,6 +18,7 @@ from metricsd.control import socket_path
 from metricsd.daemon import Daemon as DaemonUnderTest
 from metricsd.identity import Credentials, save_login
 from metricsd.ids import DeviceId
+from metricsd.instance import find_holder
 from metricsd.store.connection import Store
 from tests.homes import Home, opened, stop, tool_use, until
 
@@ -152,6 +153,15 @@ def test_down_stops_a_daemon_whose_socket_is_gone(home: Home) -> None:
     assert process.wait(5) == 0
 
 
+def test_a_wrong_config_does_not_keep_the_daemon_running(home: Home) -> None:
+    """`down` works whatever the settings have become."""
+    process = home.start_daemon()
+    home.paths.config_file.parent.mkdir(parents=True, exist_ok=True)
+    home.paths.config_file.write_text("[nonsense]\n")
+    home.ok("down")
+    assert process.wait(5) == 0
+
+
 def test_up_passes_on_why_the_daemon_did_not_start(home: Home) -> None:
     """One line with the cause, not a log file's name."""
     home.paths.identity.parent.mkdir(parents=True)
@@ -204,3 +214,25 @@ async def test_a_stop_that_takes_too_long_is_forced(home: Home) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(5) == 1
     assert home.status()["spool"]["pending_files"] == 1
+
+
+def test_it_stops_in_time_with_an_open_request_to_its_cloud(home: Home) -> None:
+    """A client of the embedded cloud that never finishes its request cannot keep the process alive."""
+    process = home.start_daemon("--with-cloud")
+    port = int(str(home.status()["sync"]["url"]).rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), 5) as slow, socket.create_connection(("127.0.0.1", port), 5):
+        slow.sendall(b"POST /sync/v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert time.monotonic() - began < Daemon().stop_timeout_s
+
+
+def test_a_stop_while_starting_is_a_stop(home: Home) -> None:
+    """`down` right after `up`'s process began does not leave a daemon behind."""
+    process = home.start("run", "--with-cloud")
+    until(lambda: find_holder(home.paths.lock) is not None)
+    done = home.run("down")
+    assert done.returncode == 0, done.stderr
+    process.wait(10)
+    assert find_holder(home.paths.lock) is None
