@@ -115,6 +115,13 @@ class Home:
             return []
         return sorted(row[0] for row in self.query("SELECT duration_ms FROM event WHERE duration_ms IS NOT NULL"))
 
+    def newest(self) -> int:
+        """Return the newest own position in the store; 0 before there is one."""
+        try:
+            return int(self.query("SELECT coalesce(max(pos), 0) FROM event")[0][0])
+        except sqlite3.OperationalError:
+            return 0
+
     def settled(self, count: int) -> bool:
         """Return whether nothing waits in the spool and `count` calls are stored."""
         return not any((self.spool / "new").iterdir()) and len(self.durations()) >= count

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,28 @@ KILLS = 100
 KILLS_WITH_CLOUD = 25
 
 
+def grew(home: Home, before: int) -> bool:
+    """Return whether something was stored since."""
+    return home.newest() > before
+
+
 def kill_often(home: Home, kills: int, seed: int) -> int:
-    """Start and kill the daemon at random moments; return in how many of its lives it stored something."""
+    """Start and kill the daemon at random moments; return in how many of its lives it stored something.
+
+    Three of four kills hit it at work, however slow the machine is; the others come while it starts.
+    """
     rnd = random.Random(seed)
     lives = 0
-    for _ in range(kills):
-        before = len(home.durations())
+    for kill in range(kills):
+        before = home.newest()
         home.start()
-        time.sleep(rnd.uniform(0.35, 0.8))  # the moment of the kill is the random input of this test
+        if kill % 4:
+            wait_for(partial(grew, home, before), f"the daemon stores something: {home.output()}")
+            time.sleep(rnd.uniform(0.0, 0.2))  # the moment of the kill is the random input of this test
+        else:
+            time.sleep(rnd.uniform(0.0, 0.6))
         home.end(signal.SIGKILL)
-        lives += len(home.durations()) > before
+        lives += grew(home, before)
     return lives
 
 
@@ -58,7 +71,7 @@ def test_a_hundred_kills_lose_nothing_and_double_nothing_in_the_store(tmp_path: 
         assert home.query("PRAGMA integrity_check") == [("ok",)]
         assert home.status()["spool"]["quarantined"] == 0
         assert sum(row[0] for row in home.query("SELECT n FROM rollup")) == len(wanted)
-        assert lives >= KILLS / 4, "most kills must hit a daemon at work, or this test proves nothing"
+        assert lives >= KILLS / 2, "most kills must hit a daemon at work, or this test proves nothing"
 
 
 @pytest.mark.timeout(300)
