@@ -17,7 +17,8 @@ from metricsd.errors import UsageError
 Value = str | int | float | bool | None | list[str]
 
 NUMBER_MAX = 2**63 - 1
-LIST_ITEMS_MAX = 256
+LIST_ITEMS_MAX = 128
+"""With the longest items this still fits into one field on the wire (16 KiB)."""
 LIST_ITEM_CHARS_MAX = 100
 TEXT_CHARS_MAX = 1000
 CATEGORY_CHARS_MAX = 50

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricsd.conflict import Version as Version
+from metricsd.conflict import same as same
 from metricsd.errors import LineRejected
 from metricsd.hlc import Stamp, next_stamp, parse_stamp
 from metricsd.protocol import RECORD_ID_BYTES_MAX, FieldValue, RecordState
@@ -51,15 +53,6 @@ _CONFLICT_COLUMNS = "id, at, type, record_id, base, local, remote, remote_rev, s
 _OPEN_CONFLICT = """
 INSERT INTO conflict_log (at, type, record_id, base, local, remote, remote_rev) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id
 """
-
-
-class Version(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One side's version of a record: fields, the stamp of each, and whether (and when) it was deleted."""
-
-    fields: dict[str, FieldValue] = {}
-    stamps: dict[str, str] = {}
-    deleted: bool = False
-    stamp: str | None = None
 
 
 class Record(NamedTuple):
@@ -238,13 +231,6 @@ def meet(local: Version, base: Version | None, remote: Version, *, own: bool = F
     return Met.ADOPTED if same(local, base) else Met.CONFLICT
 
 
-def same(one: Version, other: Version) -> bool:
-    """Return whether two versions say the same; a cleared field equals an absent one, two tombstones are equal."""
-    if one.deleted or other.deleted:
-        return one.deleted == other.deleted
-    return _present(one) == _present(other)
-
-
 def reoffer(store: Store) -> None:
     """Offer every record again: the cloud lost history, or it is another cloud. Bases stay, to recognise our past."""
     device = hlc_mark.device_of(store)
@@ -409,10 +395,6 @@ def _restamped(version: Version, renamed: Mapping[str, str]) -> Version:
 
 def _stamps_of(version: Version) -> list[str]:
     return [*version.stamps.values(), *([version.stamp] if version.stamp else [])]
-
-
-def _present(version: Version) -> dict[str, FieldValue]:
-    return {name: value for name, value in version.fields.items() if value is not None}
 
 
 def _text(version: Version) -> str:
