@@ -30,14 +30,17 @@ _passes_left = int(_pass) if _pass.isdecimal() else 1
 def crash_point(name: Point) -> None:
     """Kill this process if the environment asks for it here; else do nothing."""
     if _wanted and name == _wanted:
-        _die_at_last()
+        _count_down()
 
 
-def _die_at_last() -> None:
+def _count_down() -> None:
     global _passes_left
     _passes_left -= 1
-    if _passes_left > 0:
-        return
+    if _passes_left == 0:
+        _die()
+
+
+def _die() -> None:
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
