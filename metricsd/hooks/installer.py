@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
-import json
 import os
-import secrets
-import stat
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
 from metricsd.config import Paths
 from metricsd.errors import HooksError
-from metricsd.hooks.registration import TOOL, Handler, find_ours, installed_text, parse_settings, removed_text
-from metricsd.resources import data_folder
+from metricsd.hooks import settings_file
+from metricsd.hooks.fragment import load_fragment, shipped_capture
+from metricsd.hooks.registration import Handler, find_ours, installed_text, parse_settings, removed_text
 from metricsd.spool import ensure_spool
-
-BACKUP_MARK = ".metricsd-backup-"
-# Backups looked at when uninstalling; a person who installed more often keeps the others.
-BACKUPS_MAX = 50
 
 
 class State(StrEnum):
@@ -78,11 +70,9 @@ class Origin(NamedTuple):
     backup: Path | None
 
 
-def find_target(paths: Paths, environ: Mapping[str, str] | None = None, settings: Path | None = None) -> Target:
-    """Return what would be registered: in `settings`, else in the user's own settings of Claude Code."""
-    env = os.environ if environ is None else environ
-    folder = Path(env.get("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser()
-    file = (settings or folder / "settings.json").expanduser().absolute()
+def find_target(paths: Paths, settings: Path) -> Target:
+    """Return what is registered in these settings."""
+    file = settings.expanduser().absolute()
     return Target(file, (paths.state_dir / "hooks" / "capture").absolute(), paths.spool.absolute())
 
 
@@ -91,18 +81,18 @@ def install(target: Target, *, dry_run: bool = False) -> Change:
 
     Raises HooksError, with the file as it was, when it cannot be read, parsed or replaced.
     """
-    old = _read(target.settings)
-    text = _text(old, target.settings)
+    old = settings_file.read(target.settings)
+    text = settings_file.decode(old, target.settings)
     new = installed_text(text, target.settings, _wanted(target))
     changed = old is None or new != text
-    copy = _capture_state(target.capture) != "ok"
+    copy = capture_state(target.capture) != "ok"
     backup = None
     if not dry_run:
         ensure_spool(target.spool)
         if copy:
             _write_capture(target.capture)
         if changed:
-            backup = _replace(target.settings, old, _encode(old, new))
+            backup = settings_file.replace(target.settings, old, settings_file.encode(old, new))
     return Change(changed or copy, target.settings, _diff(old, new, target.settings), backup, target.capture, copy)
 
 
@@ -111,13 +101,13 @@ def uninstall(target: Target, *, dry_run: bool = False) -> Change:
 
     The program stays: a running tool may still call it. Raises HooksError as `install` does.
     """
-    old = _read(target.settings)
-    text = _text(old, target.settings)
+    old = settings_file.read(target.settings)
+    text = settings_file.decode(old, target.settings)
     if old is None or not find_ours(text, target.settings):
         return Change(False, target.settings, "", None, target.capture, False)
     origin = _find_origin(old, target)
-    new = _encode(old, removed_text(text, target.settings)) if origin is None else origin.raw
-    after = None if new is None else _text(new, target.settings)
+    new = settings_file.encode(old, removed_text(text, target.settings)) if origin is None else origin.raw
+    after = None if new is None else settings_file.decode(new, target.settings)
     backup = None
     if not dry_run:
         backup = _put_back(target.settings, old, new, origin)
@@ -126,34 +116,31 @@ def uninstall(target: Target, *, dry_run: bool = False) -> Change:
 
 def status(target: Target) -> Registration:
     """Return how the registration stands; raise HooksError when the settings cannot be read or parsed."""
-    text = _text(_read(target.settings), target.settings)
+    text = settings_file.decode(settings_file.read(target.settings), target.settings)
     found = find_ours(text, target.settings)
     wanted = _wanted(target)
     events = {event: _event_state(handler, found.get(event, [])) for event, handler in wanted.items()}
     events |= {event: "extra" for event in found if event not in wanted}
     commands = sorted({str(handler.get("command")) for handlers in found.values() for handler in handlers})
-    capture_state = _capture_state(target.capture)
+    program = capture_state(target.capture)
     if not found:
         state = State.NOT_INSTALLED
-    elif capture_state == "ok" and set(events.values()) == {"ok"}:
+    elif program == "ok" and set(events.values()) == {"ok"}:
         state = State.INSTALLED
     else:
         state = State.DIFFERS
     disabled = parse_settings(text, target.settings).value.get("disableAllHooks") is True
-    return Registration(state, target.settings, events, tuple(commands), target.capture, capture_state, disabled)
+    return Registration(state, target.settings, events, tuple(commands), target.capture, program, disabled)
+
+
+def wanted_entries(target: Target) -> dict[str, list[Handler]]:
+    """Return what installing leaves in the settings: one handler an event."""
+    return {event: [handler] for event, handler in _wanted(target).items()}
 
 
 def _wanted(target: Target) -> dict[str, Handler]:
-    """Return the handler of each event, from the shipped fragment with its places filled in."""
-    fragment = json.loads((data_folder("hooks") / f"{TOOL}.json").read_text("utf-8"))
-    places = {"@CAPTURE@": str(target.capture), "@SPOOL@": str(target.spool)}
-    handlers: dict[str, Handler] = {}
-    for event, groups in fragment["hooks"].items():
-        handler = dict(groups[0]["hooks"][0])
-        handler["command"] = places[handler["command"]]
-        handler["args"] = [places.get(word, word) for word in handler["args"]]
-        handlers[event] = handler
-    return handlers
+    """Return the handler of each event."""
+    return load_fragment(str(target.capture), str(target.spool))
 
 
 def _event_state(wanted: Handler, found: list[Handler]) -> str:
@@ -164,32 +151,9 @@ def _event_state(wanted: Handler, found: list[Handler]) -> str:
     return "ok" if found[0] == wanted else "differs"
 
 
-def _read(settings: Path) -> bytes | None:
-    try:
-        return settings.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise HooksError(f"{settings}: cannot be read ({error.strerror}): check its permissions") from error
-
-
-def _text(raw: bytes | None, settings: Path) -> str:
-    """Return the text without a byte order mark; a missing or empty file is an empty object."""
-    try:
-        text = (raw or b"").decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise HooksError(f"{settings}: not UTF-8 at byte {error.start}: save it as UTF-8, then try again") from error
-    return text if text.strip() else "{}\n"
-
-
-def _encode(old: bytes | None, text: str) -> bytes:
-    mark = b"\xef\xbb\xbf" if (old or b"").startswith(b"\xef\xbb\xbf") else b""
-    return mark + text.encode("utf-8")
-
-
 def _diff(old: bytes | None, new: str | None, settings: Path) -> str:
     """Return a unified diff of the texts; None is a file that is not there."""
-    before = _text(old, settings) if old else ""
+    before = settings_file.decode(old, settings) if old else ""
     name = str(settings)
     lines = difflib.unified_diff(before.splitlines(keepends=True), (new or "").splitlines(keepends=True), name, name)
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
@@ -201,15 +165,15 @@ def _find_origin(old: bytes, target: Target) -> Origin | None:
     Installing is a function of the bytes, so that trying it on each backup needs no record of ours.
     """
     wanted = _wanted(target)
-    folder, stem = target.settings.parent, target.settings.name + BACKUP_MARK
-    backups = sorted((file for file in folder.iterdir() if file.name.startswith(stem)), reverse=True)[:BACKUPS_MAX]
-    for file in backups:
+    for file in settings_file.backups(target.settings):
         with contextlib.suppress(HooksError, OSError):
             raw = file.read_bytes()
-            text = _text(raw, file)
-            if not find_ours(text, file) and _encode(raw, installed_text(text, file, wanted)) == old:
+            text = settings_file.decode(raw, file)
+            if not find_ours(text, file) and settings_file.encode(raw, installed_text(text, file, wanted)) == old:
                 return Origin(raw, file)
-    made = _encode(None, installed_text(_text(None, target.settings), target.settings, wanted))
+    made = settings_file.encode(
+        None, installed_text(settings_file.decode(None, target.settings), target.settings, wanted)
+    )
     return Origin(None, None) if old == made and not target.settings.is_symlink() else None
 
 
@@ -219,67 +183,26 @@ def _put_back(settings: Path, old: bytes, new: bytes | None, origin: Origin | No
         settings.unlink(missing_ok=True)
         return None
     # Where the origin is known, the replaced file can be made again by installing, and its backup has served.
-    backup = _replace(settings, old, new, keep_backup=origin is None)
+    backup = settings_file.replace(settings, old, new, keep_backup=origin is None)
     if origin is not None and origin.backup is not None:
         origin.backup.unlink(missing_ok=True)
     return backup
 
 
-def _replace(settings: Path, old: bytes | None, new: bytes, *, keep_backup: bool = True) -> Path | None:
-    """Put `new` in the file's place in one step, keeping its mode and following a link; return the backup made."""
-    real = Path(os.path.realpath(settings))
-    try:
-        settings.parent.mkdir(parents=True, exist_ok=True)
-        backup = _write_backup(settings, real, old) if old is not None and keep_backup else None
-        if _read(settings) != old:
-            raise HooksError(f"{settings}: another program changed it just now: try again")
-        _write_atomically(real, new, 0o600 if old is None else stat.S_IMODE(real.stat().st_mode))
-    except OSError as error:
-        raise HooksError(f"{error.filename}: cannot be written ({error.strerror}): check its permissions") from error
-    return backup
-
-
-def _write_backup(settings: Path, real: Path, old: bytes) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    backup = settings.with_name(f"{settings.name}{BACKUP_MARK}{stamp}")
-    if backup.exists():
-        backup = backup.with_name(f"{backup.name}-{secrets.token_hex(3)}")
-    _write_atomically(backup, old, stat.S_IMODE(real.stat().st_mode))
-    return backup
-
-
-def _write_atomically(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _write_capture(capture: Path) -> None:
     try:
         capture.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_atomically(capture, _shipped_capture(), 0o755)
+        settings_file.write_atomically(capture, shipped_capture(), mode=0o755)
     except OSError as error:
         raise HooksError(f"{capture}: cannot be written ({error.strerror}): check the folder's permissions") from error
 
 
-def _shipped_capture() -> bytes:
-    return (data_folder("hooks") / "capture").read_bytes()
-
-
-def _capture_state(capture: Path) -> str:
+def capture_state(capture: Path) -> str:
+    """Return how the program stands at its place: `ok`, `missing`, `other version` or `not executable`."""
     try:
         found = capture.read_bytes()
     except OSError:
         return "missing"
-    if hashlib.sha256(found).digest() != hashlib.sha256(_shipped_capture()).digest():
+    if found != shipped_capture():
         return "other version"
     return "ok" if os.access(capture, os.X_OK) else "not executable"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from metricsd.errors import HooksError
 from metricsd.hooks import json_text
+from metricsd.hooks.handler_schema import handler_problems
 
 TOOL = "claude-code"
 # Each edit settles one handler; a file that needs more than this is not one that people wrote.
@@ -36,6 +37,7 @@ class Place(NamedTuple):
 
 def installed_text(text: str, settings: Path, wanted: Mapping[str, Handler]) -> str:
     """Return the settings with exactly our handlers registered, each once."""
+    _check_shape(wanted, settings)
     before = _without_ours(parse_settings(text, settings).value)
     for _ in range(EDITS_MAX):
         root = parse_settings(text, settings)
@@ -73,12 +75,9 @@ def parse_settings(text: str, settings: Path) -> json_text.Node:
     try:
         root = json_text.parse(text)
     except json.JSONDecodeError as error:
-        hint = " (comments are not JSON: remove them)" if text[error.pos : error.pos + 1] == "/" else ""
         raise HooksError(
-            f"{settings}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}{hint}; correct it, then try again"
+            f"{settings}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}; correct it, then try again"
         ) from error
-    except ValueError as error:
-        raise HooksError(f"{settings}: not valid JSON: {error}; correct it, then try again") from error
     if not isinstance(root.value, dict):
         raise HooksError(f"{settings}: must hold a JSON object {{...}}; correct it, then try again")
     hooks = root.value.get("hooks", {})
@@ -90,6 +89,13 @@ def parse_settings(text: str, settings: Path) -> json_text.Node:
         if not all(isinstance(group.get("hooks", []), list) for group in groups):
             raise HooksError(f"{settings}: `hooks.{event}[].hooks` must be a list; correct it, then try again")
     return root
+
+
+def _check_shape(wanted: Mapping[str, Handler], settings: Path) -> None:
+    """Refuse to register what the tool would skip a whole file for. Only a broken fragment can get here."""
+    for event, handler in wanted.items():
+        for problem in handler_problems(handler):
+            raise HooksError(f"{settings}: our entry for {event}: {problem}; nothing was written. Please report this")
 
 
 def _one_edit(text: str, root: json_text.Node, wanted: Mapping[str, Handler]) -> str | None:

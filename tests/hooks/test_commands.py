@@ -36,8 +36,13 @@ def test_install_status_uninstall_tell_what_they_did(claude: Path) -> None:
     """From not installed to installed and back, with exit 3 and a repair when the program is gone."""
     assert "not installed" in _run("hooks", "status").stdout
     assert _json("hooks", "install", "claude-code")["changed"]
-    (found,) = _json("hooks", "status")
-    assert (found["state"], set(found["events"].values())) == ("installed", {"ok"})
+    found, *others = _json("hooks", "status")
+    assert {row["level"]: row["state"] for row in others} == {"project": "not installed", "local": "not installed"}
+    assert (found["level"], found["state"], set(found["events"].values())) == (
+        "user",
+        "installed",
+        {"ok"},
+    )
     assert "already installed" in _run("hooks", "install").stdout
     Path(found["capture"]).unlink()
     differs = _run("hooks", "status")
@@ -56,6 +61,71 @@ def test_dry_run_prints_a_diff_of_another_file(tmp_path: Path) -> None:
     assert done.stdout.startswith(f"--- {file}\n+++ {file}\n@@ ")
     assert "\n+" in done.stdout
     assert file.read_text() == '{\n  "model": "opus"\n}\n'
+
+
+def test_levels_of_a_project(tmp_path: Path) -> None:
+    """`--level` and `--project` name the file; a shared one and a second registration are warned about on stderr."""
+    for level, name in (("project", "settings.json"), ("local", "settings.local.json")):
+        done = _run("hooks", "install", "--level", level, "--project", str(tmp_path))
+        assert f"installed in {tmp_path / '.claude' / name}" in done.stdout
+        assert "warning:" not in done.stdout
+    assert "equal ones once" in done.stderr
+    rows = _json("hooks", "status", "--project", str(tmp_path))
+    assert [(row["level"], row["state"]) for row in rows] == [
+        ("user", "not installed"),
+        ("project", "installed"),
+        ("local", "installed"),
+    ]
+    assert rows[1]["notices"][0]["code"] == "two_levels"
+    assert _run("hooks", "status", "--project", str(tmp_path)).stdout.count("warning:") == 1
+    gone = _run("hooks", "uninstall", "--level", "local", "--project", str(tmp_path))
+    assert f"still registered: project, {tmp_path / '.claude' / 'settings.json'}" in gone.stdout
+    (row,) = _json("hooks", "status", "--level", "local", "--project", str(tmp_path))
+    assert (row["state"], row["notices"]) == ("not installed", [])
+    assert "shared by everyone" in _run("hooks", "install", "--level", "project", "--project", str(tmp_path)).stderr
+
+
+def test_a_broken_level_fails_and_shows_the_others(claude: Path, tmp_path: Path) -> None:
+    """Exit 1; the healthy level is still told."""
+    _run("hooks", "install")
+    (tmp_path / ".claude").mkdir()
+    (tmp_path / ".claude" / "settings.json").write_text("{,}")
+    done = _run("hooks", "status", "--project", str(tmp_path))
+    assert done.returncode == EXIT_FAILED
+    assert "installed in" in done.stdout
+    assert "settings.json:1:2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--settings", "x.json", "--level", "user"],
+        ["--level", "nobody"],
+        ["--project", "/no/such/folder", "--level", "local"],
+    ],
+)
+def test_options_that_contradict_are_usage_errors(words: list[str]) -> None:
+    """Exit 2, before anything is read."""
+    assert _run("hooks", "install", *words).returncode == EXIT_USAGE
+
+
+def test_export_plugin_says_what_to_do_with_it(tmp_path: Path, claude: Path) -> None:
+    """The folder and how to try it; the second registration and this home's own spool are warned about."""
+    done = _run("hooks", "export-plugin", str(tmp_path / "plugin"))
+    assert done.stdout.splitlines() == [
+        f"plugin: written to {tmp_path / 'plugin'}",
+        f"Try it: claude --plugin-dir {tmp_path / 'plugin'}",
+    ]
+    assert done.stderr.count("warning:") == 1
+    assert "METRICSD_HOME" in done.stderr
+    _run("hooks", "install")
+    found = _json("hooks", "export-plugin", str(tmp_path / "plugin"))
+    assert (found["changed"], [notice["code"] for notice in found["notices"]]) == (
+        [],
+        ["captured_twice", "other_spool"],
+    )
+    done = _run("hooks", "export-plugin", str(claude))
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_FAILED, 1)
 
 
 def test_a_broken_file_is_one_clear_line(claude: Path) -> None:

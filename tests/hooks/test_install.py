@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from metricsd.config import Paths
 from metricsd.errors import HooksError
 from metricsd.hooks import installer as hooks
+from metricsd.hooks import json_text, settings_file
 from metricsd.hooks.installer import State, Target
 from metricsd.hooks.registration import installed_text, removed_text
+from metricsd.hooks.settings_file import BACKUP_MARK
 
 EVENTS = {
     "SessionStart",
@@ -52,13 +54,19 @@ FILES = {
         },
         indent=2,
     ),
+    "comments, trailing commas": (
+        '{\n  // mine: "hooks" {\n  "model": "opus", /* a\n  b */\n  "hooks": {\n    "Stop": [\n      // notify\n      {"hooks": ['
+        + json.dumps(OTHER)
+        + ",] }, // last\n    ],\n  }, // end of hooks\n}\n// eof\n"
+    ),
+    "comment in an empty object": "{\n  // nothing yet\n}\n",
     "odd spacing": '{ "a" :1 ,\n\n  "hooks"  : { "Stop" : [ ] }  }\n\n',
 }
 
 
 @pytest.fixture
 def target(home: Paths, tmp_path: Path) -> Target:
-    return hooks.find_target(home, {"CLAUDE_CONFIG_DIR": str(tmp_path / "claude dir")})
+    return hooks.find_target(home, tmp_path / "claude dir" / "settings.json")
 
 
 def _write(target: Target, text: str) -> bytes:
@@ -68,7 +76,7 @@ def _write(target: Target, text: str) -> bytes:
 
 
 def _value(target: Target) -> Any:
-    return json.loads(target.settings.read_bytes().decode("utf-8-sig"))
+    return json_text.parse(target.settings.read_bytes().decode("utf-8-sig")).value
 
 
 def _handlers(target: Target, event: str) -> list[dict[str, Any]]:
@@ -76,7 +84,7 @@ def _handlers(target: Target, event: str) -> list[dict[str, Any]]:
 
 
 def _backups(target: Target) -> list[Path]:
-    return [file for file in target.settings.parent.iterdir() if hooks.BACKUP_MARK in file.name]
+    return [file for file in target.settings.parent.iterdir() if BACKUP_MARK in file.name]
 
 
 @pytest.mark.parametrize("text", FILES.values(), ids=FILES)
@@ -104,7 +112,7 @@ def test_a_file_that_install_made_goes_with_uninstall(target: Target) -> None:
 def test_install_adds_our_events_and_keeps_the_rest(text: str, target: Target) -> None:
     """Each event has our handler once, in exec form with absolute paths; every other setting is equal."""
     _write(target, text)
-    before = json.loads(text.lstrip("\ufeff") or "{}")
+    before = json_text.parse(text.lstrip("\ufeff") or "{}").value
     hooks.install(target)
     after = _value(target)
     for event in EVENTS:
@@ -257,8 +265,9 @@ def test_a_link_is_followed_and_the_mode_kept(target: Target, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{\n  "a": 1,\n}', r"settings\.json:3:1: not valid JSON.*then try again"),
-        ('{\n  // mine\n  "a": 1\n}', r"settings\.json:2:3: .*comments are not JSON"),
+        ('{\n  "a": 1,,\n}', r"settings\.json:2:10: not valid JSON.*then try again"),
+        ('{\n  # mine\n  "a": 1\n}', r"settings\.json:2:3: not valid JSON"),
+        ('{"a": 1} /* open', r"settings\.json:1:10: not valid JSON"),
         ("[]", "must hold a JSON object"),
         ('{"hooks": []}', "`hooks` must be an object"),
         ('{"hooks": {"Stop": {}}}', r"`hooks\.Stop` must be a list"),
@@ -289,13 +298,13 @@ def test_bytes_that_are_no_utf8_are_refused(target: Target) -> None:
 def test_a_file_changed_meanwhile_is_not_overwritten(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tool wrote between our reading and our writing stays."""
     _write(target, "{}")
-    real = hooks._write_backup
+    real = settings_file._write_backup
 
-    def late(settings: Path, link_target: Path, old: bytes) -> Path:
+    def late(settings: Path, old: bytes, like: os.stat_result | None) -> Path:
         settings.write_text('{"model": "new"}')
-        return real(settings, link_target, old)
+        return real(settings, old, like)
 
-    monkeypatch.setattr(hooks, "_write_backup", late)
+    monkeypatch.setattr(settings_file, "_write_backup", late)
     with pytest.raises(HooksError, match="try again"):
         hooks.install(target)
     assert target.settings.read_text() == '{"model": "new"}'
@@ -314,6 +323,58 @@ def test_a_failing_write_leaves_the_file_whole(target: Target, monkeypatch: pyte
         hooks.install(target)
     assert target.settings.read_bytes() == before
     assert [file for file in target.settings.parent.iterdir() if file.name.endswith(".tmp")] == []
+
+
+def test_every_comment_is_where_it_was(target: Target) -> None:
+    """Lines of the file that are not ours come through installing in their order; only a comma may be added to one."""
+    text = FILES["comments, trailing commas"]
+    _write(target, text)
+    hooks.install(target)
+    kept = iter(target.settings.read_text().splitlines())
+    for line in text.splitlines():
+        assert any(each.rstrip(",") == line.rstrip(",") for each in kept), line
+
+
+def test_the_owner_of_the_file_stays(target: Target) -> None:
+    """Settings of another user, changed by root, still belong to that user, and so does the backup."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can write for another user: keeping the owner was NOT tested")
+    _write(target, "{}")
+    os.chown(target.settings, 65534, 65533)
+    change = hooks.install(target)
+    for file in (target.settings, change.backup):
+        assert file is not None
+        assert (file.stat().st_uid, file.stat().st_gid) == (65534, 65533)
+
+
+def test_an_owner_that_cannot_be_kept_is_refused(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system forbids giving the new file away, nothing is written and the error names the owner."""
+    before = _write(target, "{}")
+    owner = target.settings.stat()
+    found = os.stat_result((owner.st_mode, owner.st_ino, owner.st_dev, 1, 4321, owner.st_gid, *owner[6:]))
+    real = Path.stat
+    monkeypatch.setattr(
+        Path, "stat", lambda self, **options: found if self.name == "settings.json" else real(self, **options)
+    )
+
+    def forbidden(fd: int, uid: int, gid: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", forbidden)
+    with pytest.raises(HooksError, match="belongs to user 4321"):
+        hooks.install(target)
+    assert target.settings.read_bytes() == before
+    assert [file.name for file in target.settings.parent.iterdir()] == ["settings.json"]
+
+
+def test_a_malformed_entry_of_ours_is_never_written(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tool would skip a whole file for is refused before anything is touched."""
+    before = _write(target, "{}")
+    broken = {"type": "command", "command": "/hooks/capture", "args": ["claude-code"], "timeout": "5"}
+    monkeypatch.setattr(hooks, "_wanted", lambda target: {"Stop": broken})
+    with pytest.raises(HooksError, match="our entry for Stop: `timeout` must be a number of seconds above 0"):
+        hooks.install(target)
+    assert target.settings.read_bytes() == before
 
 
 _NAMES = st.sampled_from(["Stop", "PostToolUse", "PreToolUse", "Mine"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from typing import Any
 
 import pytest
@@ -71,11 +73,132 @@ def test_an_added_item_comes_out_again(value: list[Any], added: Any, indent: int
         assert json.loads(json_text.replace(longer, node, "new")) == expected
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a":1} x', "// c\n{}", "{'a':1}", '{"a":NaN}', "[" * 100_000])
-def test_what_is_no_json_is_refused(text: str) -> None:
-    """By a ValueError, also for comments, NaN and depth."""
-    with pytest.raises(ValueError, match=r"JSON|Expecting|Extra|deeply"):
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", "1:1"),
+        ("{", "1:2"),
+        ('{"a":1} x', "1:9"),
+        ("{'a':1}", "1:2"),
+        ('{"a":NaN}', "1:6"),
+        ('{"a":-Infinity}', "1:6"),
+        ('{"a":\n01}', "2:2"),
+        ("{,}", "1:2"),
+        ("[1,,]", "1:4"),
+        ("[,]", "1:2"),
+        ('{"a" 1}', "1:6"),
+        ('{"a":1 "b":2}', "1:8"),
+        ("{} /* open", "1:4"),
+        ("{} / {}", "1:4"),
+        ("# c\n{}", "1:1"),
+        ("[" * 100_000, "1:102"),
+    ],
+)
+def test_what_is_no_json_is_refused_with_its_place(text: str, place: str) -> None:
+    """Line and column of the first thing wrong, also for NaN, depth and a comment without end."""
+    with pytest.raises(json.JSONDecodeError) as caught:
         json_text.parse(text)
+    assert f"{caught.value.lineno}:{caught.value.colno}" == place
+
+
+_GAPS = st.sampled_from(
+    [
+        "",
+        " ",
+        "\n  ",
+        "\r\n\t",
+        ' // it\'s "#!?!#", {\n  ',
+        "/* , #!?!# } */",
+        "\n/* #!?!#\n b */ // ] #!?!#\n",
+        "/*#!?!#*/",
+    ]
+)
+
+
+@st.composite
+def _with_comments(draw: Any, values: st.SearchStrategy[Any] = _VALUES) -> tuple[Any, str]:
+    """A value and its text with comments, odd white space and trailing commas wherever they may stand."""
+
+    numbers = itertools.count()
+
+    def gap() -> str:
+        gap_text: str = draw(_GAPS)
+        return re.sub(r"\?", lambda _: str(next(numbers)), gap_text)
+
+    def write(value: Any) -> str:
+        if isinstance(value, dict):
+            entries = [f"{json.dumps(key)}{gap()}:{gap()}{write(each)}" for key, each in value.items()]
+        elif isinstance(value, list):
+            entries = [write(each) for each in value]
+        else:
+            return json.dumps(value)
+        body = ",".join(f"{gap()}{entry}{gap()}" for entry in entries)
+        if entries and draw(st.booleans()):
+            body += "," + gap()
+        return ("{%s}" if isinstance(value, dict) else "[%s]") % (body or gap())
+
+    value = draw(values)
+    return value, gap() + write(value) + gap()
+
+
+def _comments(text: str) -> list[str]:
+    """Return the marks of the comments in a text; no value is long enough to hold one."""
+    return re.findall(r"#!\d+!#", text)
+
+
+@given(drawn=_with_comments())
+def test_comments_and_trailing_commas_are_read_over(drawn: tuple[Any, str]) -> None:
+    """The value is the one that was written between them, and each node's span is its own text."""
+    value, text = drawn
+    nodes = [json_text.parse(text)]
+    assert nodes[0].value == value
+    while nodes:
+        node = nodes.pop()
+        assert json_text.parse(text[node.start : node.end]).value == node.value
+        nodes += [*node.items, *(member for _, _, member in node.members)]
+
+
+@given(drawn=_with_comments(st.dictionaries(st.text(max_size=3), _VALUES, max_size=4)), added=_VALUES)
+def test_every_comment_outlives_every_edit(drawn: tuple[dict[str, Any], str], added: Any) -> None:
+    """Adding then removing gives back the bytes if the object was not empty; removing any member keeps all comments."""
+    value, text = drawn
+    longer = json_text.insert_member(text, json_text.parse(text), "long key", added)
+    root = json_text.parse(longer)
+    assert root.value == {**value, "long key": added}
+    assert _comments(longer) == _comments(text)
+    back = json_text.remove(longer, root, len(root.members) - 1)
+    if value:
+        assert back == text
+    assert json_text.parse(back).value == value
+    assert _comments(back) == _comments(text)
+    for number, name in enumerate(value):
+        fewer = json_text.remove(longer, root, number)
+        assert json_text.parse(fewer).value == {
+            **{key: each for key, each in value.items() if key != name},
+            "long key": added,
+        }
+        gone = longer[root.members[number][1] : root.members[number][2].end]
+        assert _comments(fewer) == [mark for mark in _comments(longer) if mark not in _comments(gone)]
+
+
+def test_a_comment_stays_on_the_line_of_its_member() -> None:
+    """What is added comes after the comment of the last member, and takes over its trailing comma."""
+    text = '{\n  "a": 1 // why\n}\n'
+    longer = json_text.insert_member(text, json_text.parse(text), "b", 2)
+    assert longer == '{\n  "a": 1, // why\n  "b": 2\n}\n'
+    assert json_text.remove(longer, json_text.parse(longer), 1) == text
+    text = '{\n  "a": 1,\n  // "z": 0,\n}\n'
+    longer = json_text.insert_member(text, json_text.parse(text), "b", 2)
+    assert longer == '{\n  "a": 1,\n  // "z": 0,\n  "b": 2,\n}\n'
+    assert json_text.remove(longer, json_text.parse(longer), 1) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [('{"a": 1}\n', None), ('{\n"a": 1,\n}', 3), ('{\n// c\n"a": 1}', 2), ("{}/**/", 1)]
+)
+def test_what_a_strict_reader_stops_at_is_found(text: str, line: int | None) -> None:
+    """The line of the first comment or trailing comma."""
+    assert json_text.find_extension(text) == line
 
 
 def test_indentation_and_line_ends_are_the_files_own() -> None:
