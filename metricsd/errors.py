@@ -5,7 +5,8 @@ do next. `retryable` and `exit_code` belong to the class, so that no caller deci
 
     MetricsdError
     ├── UsageError               exit 2
-    │   └── ConfigError
+    │   ├── ConfigError
+    │   └── PolicyError
     ├── DaemonNotRunning         exit 4
     ├── AlreadyRunning
     ├── LineRejected             one line of input, to quarantine; carries a stable `reason`
@@ -18,6 +19,7 @@ do next. `retryable` and `exit_code` belong to the class, so that no caller deci
     │   ├── CloudBusy            retryable, with `retry_after_s`
     │   ├── CloudRefused         permanent: the request itself is wrong
     │   ├── HistoryChanged       the cloud was restored from a backup
+    │   │   └── CursorExpired    this device was away for longer than deletions are kept
     │   ├── StreamForked         another device wrote under our identity
     │   └── AuthError            exit 5
     └── HooksError
@@ -51,6 +53,10 @@ class UsageError(MetricsdError):
 
 class ConfigError(UsageError):
     """The configuration is wrong; `metricsd config check` names the file, line and key."""
+
+
+class PolicyError(UsageError):
+    """The conflict policy is wrong; `metricsd policy lint` names the file, line and key."""
 
 
 class DaemonNotRunning(MetricsdError):
@@ -123,6 +129,10 @@ class HistoryChanged(CloudError):
     """The cloud's history changed (restored from a backup?); everything it lost is offered again."""
 
     retryable = True
+
+
+class CursorExpired(HistoryChanged):
+    """This device was away for longer than the cloud keeps deletions; everything is compared again."""
 
 
 class StreamForked(CloudError):

@@ -29,8 +29,9 @@ COMMANDS: dict[str, Entry] = {
     "logout": Entry("metricsd.cli.login:logout", "Forget the cloud; everything local stays."),
     "config": Entry("metricsd.cli.config:config", "Show and check the settings."),
     "privacy": Entry("metricsd.cli.privacy:privacy", "Show exactly what would be sent."),
+    "session": Entry("metricsd.cli.session:session", "Look at sessions, and describe, tag or delete them."),
     "quarantine": Entry("metricsd.cli.quarantine:quarantine", "See, retry or purge what could not be accepted."),
-    "conflicts": Entry("metricsd.cli.conflicts:conflicts", "See records that two devices changed."),
+    "conflicts": Entry("metricsd.cli.conflicts:conflicts", "See records that two devices changed; bring back what lost."),
     "logs": Entry("metricsd.cli.logs:logs", "Show the daemon's log."),
     "cloud": Entry("metricsd.cli.cloud:cloud", "Serve a cloud; tenants and tokens."),
 }

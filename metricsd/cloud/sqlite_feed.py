@@ -16,8 +16,8 @@ from metricsd.cloud.backend import FeedQuery, Writer
 from metricsd.cloud.problems import refuse
 from metricsd.cloud.sqlite_events import EVENT_COLUMNS, wire_event
 from metricsd.cloud.sqlite_file import Terms
-from metricsd.cloud.sqlite_records import RECORD_COLUMNS, record_state
-from metricsd.cloud.wiretext import parse_revision, revision_text
+from metricsd.cloud.sqlite_records import RECORD_COLUMNS, horizon, position, record_state
+from metricsd.cloud.wiretext import revision_text
 from metricsd.protocol import Change, ChangesReply
 
 PAGE_BYTES_MAX = 8 * 1024 * 1024
@@ -48,14 +48,16 @@ class Window(NamedTuple):
 
 def is_known(db: sqlite3.Connection, cursor: str) -> bool:
     """Return whether a cursor is of this history. The empty one is of every history."""
-    return cursor == "" or _position(db, cursor) is not None
+    return cursor == "" or position(db, cursor) is not None
 
 
 def read_page(db: sqlite3.Connection, terms: Terms, writer: Writer, query: FeedQuery, now: int) -> ChangesReply:
-    """Return the next page; raise 410 `history_changed` for a cursor of another history."""
-    after = 0 if query.cursor == "" else _position(db, query.cursor)
+    """Return the next page; raise 410 `history_changed` for a cursor of another history, `cursor_expired` for an old one."""
+    after = 0 if query.cursor == "" else position(db, query.cursor)
     if after is None:
         raise refuse(410, "history_changed", "the cursor is not of this cloud's history; start again without one")
+    if 0 < after < horizon(db):
+        raise refuse(410, "cursor_expired", "deletions behind the cursor are forgotten; start again without one")
     user = terms.find(writer.user)
     own = NOBODY if writer.device is None else terms.find(writer.device)
     window = _window(db, user, after, query.only_records)
@@ -68,17 +70,6 @@ def read_page(db: sqlite3.Connection, terms: Terms, writer: Writer, query: FeedQ
         size += len(row[24] or "") if is_event else len(row[5]) + len(row[6])
         last = change
     return _page(db, items, window.upto, not window.whole, now)
-
-
-def _position(db: sqlite3.Connection, cursor: str) -> int | None:
-    found = parse_revision(cursor)
-    if found is None:
-        return None
-    change, nonce = found
-    row = db.execute(
-        "SELECT last, nonce FROM change_log WHERE first <= ? ORDER BY first DESC LIMIT 1", (change,)
-    ).fetchone()
-    return change if row is not None and change <= row[0] and row[1] == nonce else None
 
 
 def _window(db: sqlite3.Connection, user: int | None, after: int, only_records: bool) -> Window:

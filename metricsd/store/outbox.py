@@ -207,6 +207,16 @@ def relist(store: Store) -> None:
         _reoffer(store)
 
 
+def verify(store: Store) -> None:
+    """Start the feed over and ask for each record whether it still stands: deletions may be forgotten by now.
+
+    Unlike `relist` this keeps the revisions, because the cloud's history is the one that we know.
+    """
+    with store.transaction(full=True):
+        state.delete(store, CURSOR)
+        records.verify(store)
+
+
 def drop_counters(store: Store, row: CounterRow) -> None:
     """Stop pushing a version of session counters that the cloud will never take; the next event tries again."""
     store.db.execute(_DROP_COUNTERS, (row.session, row.device, row.dirty))

@@ -2,7 +2,7 @@
 
 An edit stamps what it changes and marks the record dirty; a push compares and sets on the base's revision. When both
 sides changed since the base, the record keeps the local version, `conflict_log` keeps base, local and remote, and
-the record is not pushed until the conflict is settled: nothing is overwritten and nobody decides silently. All
+the record is not pushed until `decide` brings the result: nothing is overwritten and nobody decides silently. All
 functions that write run inside the caller's transaction.
 """
 
@@ -12,22 +12,25 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from metricsd.conflict import Version as Version
 from metricsd.conflict import same as same
 from metricsd.errors import LineRejected
-from metricsd.hlc import Stamp, next_stamp, parse_stamp
+from metricsd.hlc import Stamp, next_stamp, observe, parse_stamp
 from metricsd.protocol import RECORD_ID_BYTES_MAX, FieldValue, RecordState
-from metricsd.store import hlc_mark
+from metricsd.store import conflict_log, hlc_mark
+from metricsd.store.conflict_log import Decision, Entry, State, text_of, version_from
 from metricsd.store.connection import Store
 
 FIELDS_MAX = 64
 VALUE_BYTES_MAX = 16 * 1024
 """Longest text of one field, and of all texts of a list together."""
 REV_CHARS_MAX = 100
+BY_HAND = "by_hand"
+"""Strategy of a conflict that a person decided."""
 _NUMBER_MAX = 2**63 - 1
 _is_name = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,63}").fullmatch
 
@@ -48,10 +51,6 @@ _NAME_DEVICE = f"""
 UPDATE record SET stamps = replace(stamps, ?, ?),
     stamp = CASE WHEN stamp LIKE ? THEN substr(stamp, 1, {_STAMP_CHARS}) || ? ELSE stamp END
 WHERE dirty > 0
-"""
-_CONFLICT_COLUMNS = "id, at, type, record_id, base, local, remote, remote_rev, state"
-_OPEN_CONFLICT = """
-INSERT INTO conflict_log (at, type, record_id, base, local, remote, remote_rev) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id
 """
 
 
@@ -89,22 +88,7 @@ class Met(StrEnum):
     CONFLICT = "conflict"
 
 
-class Conflict(NamedTuple):
-    """A row of the conflict log: the three versions, and the cloud's revision of the remote one."""
-
-    id: int
-    at: int
-    type: str
-    record_id: str
-    base: Version | None
-    local: Version
-    remote: Version
-    remote_rev: str
-    state: str
-
-
 _encode = msgspec.json.Encoder(order="sorted").encode
-_decode_version = msgspec.json.Decoder(Version).decode
 _decode_fields = msgspec.json.Decoder(dict[str, FieldValue]).decode
 _decode_stamps = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -116,7 +100,7 @@ def get(store: Store, kind: str, record_id: str) -> Record | None:
         return None
     fields, stamps, deleted, stamp, base, rev, dirty, conflict = row
     version = Version(fields=_decode_fields(fields), stamps=_decode_stamps(stamps), deleted=bool(deleted), stamp=stamp)
-    return Record(version, _decode_version(base) if base else None, rev, dirty, conflict)
+    return Record(version, version_from(base) if base else None, rev, dirty, conflict)
 
 
 def edit(store: Store, kind: str, record_id: str, fields: Mapping[str, FieldValue], *, delete: bool = False) -> Version:
@@ -141,8 +125,48 @@ def edit(store: Store, kind: str, record_id: str, fields: Mapping[str, FieldValu
     )
     _put(store, kind, record_id, old._replace(version=new, dirty=old.dirty + 1))
     if old.conflict is not None:
-        store.db.execute("UPDATE conflict_log SET local = ? WHERE id = ?", (_text(new), old.conflict))
+        conflict_log.local_changed(store, old.conflict, new)
     return new
+
+
+def replace(store: Store, kind: str, record_id: str, wanted: Version) -> Version:
+    """Make a record say what `wanted` says, as an edit of now; return the version that results."""
+    if wanted.deleted:
+        return edit(store, kind, record_id, {}, delete=True)
+    old = get(store, kind, record_id)
+    cleared: dict[str, FieldValue] = dict.fromkeys(old.version.fields) if old is not None else {}
+    return edit(store, kind, record_id, cleared | wanted.fields)
+
+
+def decide(store: Store, entry: Entry, result: Version, decision: Decision) -> bool:
+    """Make `result` the version of a record in conflict, on top of the remote one, and log by what it was decided.
+
+    Returns False, and changes nothing, when either side has changed since the entry was read. Raises LineRejected
+    for a result that no record can have.
+    """
+    record = get(store, entry.type, entry.record_id)
+    current = conflict_log.find(store, entry.id)
+    if record is None or record.conflict != entry.id or record.version != entry.local:
+        return False
+    if current is None or (current.state, current.remote_rev) != (State.OPEN, entry.remote_rev):
+        return False
+    check(entry.type, entry.record_id, result.fields)
+    agreed = same(result, entry.remote)
+    version = entry.remote if agreed else _covering(result, entry.remote)
+    dirty = 0 if agreed else record.dirty + 1
+    _put(store, entry.type, entry.record_id, Record(version, entry.remote, entry.remote_rev, dirty, None))
+    conflict_log.resolve(store, entry._replace(local=record.version), version, decision)
+    return True
+
+
+def restore(store: Store, entry: Entry, wanted: Version) -> Version:
+    """Bring one side of a logged conflict back as an edit of now. An open conflict is decided by it."""
+    if entry.state == State.OPEN:
+        # The edit goes on top of the cloud's version, or it would be the same conflict again.
+        adopted = Record(entry.remote, entry.remote, entry.remote_rev, 0, None)
+        _put(store, entry.type, entry.record_id, adopted)
+        conflict_log.resolve(store, entry, wanted, Decision(BY_HAND, "metricsd conflicts restore", None))
+    return replace(store, entry.type, entry.record_id, wanted)
 
 
 def pending(store: Store, limit: int, after: tuple[str, str] = ("", "")) -> list[Pending]:
@@ -231,6 +255,21 @@ def meet(local: Version, base: Version | None, remote: Version, *, own: bool = F
     return Met.ADOPTED if same(local, base) else Met.CONFLICT
 
 
+def in_conflict(store: Store, limit: int, after: int = 0) -> list[Entry]:
+    """Return open conflicts behind number `after`, with the local version as it is now."""
+    found = []
+    for entry in conflict_log.list_open(store, limit, after):
+        record = get(store, entry.type, entry.record_id)
+        if record is not None and record.conflict == entry.id:
+            found.append(entry._replace(local=record.version))
+    return found
+
+
+def verify(store: Store) -> None:
+    """Ask the cloud for each record whether it still stands: deletions may be forgotten by now. Revisions stay."""
+    store.db.execute("UPDATE record SET dirty = dirty + 1 WHERE rev IS NOT NULL")
+
+
 def reoffer(store: Store) -> None:
     """Offer every record again: the cloud lost history, or it is another cloud. Bases stay, to recognise our past."""
     device = hlc_mark.device_of(store)
@@ -240,50 +279,38 @@ def reoffer(store: Store) -> None:
         store.db.execute(_NAME_DEVICE, (f'-{hlc_mark.UNENROLLED}"', f'-{device}"', f"%-{hlc_mark.UNENROLLED}", device))
 
 
-def restamp(store: Store, limit_ms: int) -> int:
+def restamp(store: Store, limit_ms: int, ceiling_ms: int) -> int:
     """Re-base the unpushed stamps that are later than `limit_ms` onto that time, in their order; return how many records.
 
-    Their order among each other stays, so no edit is lost; the mark is lowered with them.
+    Their order among each other stays, and so does their place behind what they were made after: an agreed stamp of
+    the same records up to `ceiling_ms` (the latest that the cloud allows) is still passed. No edit is lost, and the
+    mark is lowered with them.
     """
-    mark = hlc_mark.read(store)
-    if mark.ms <= limit_ms:
+    if hlc_mark.read(store).ms <= limit_ms:
         return 0
-    records = {
+    changed = {
         (kind, record_id): record
         for kind, record_id in store.db.execute(_DIRTY).fetchall()
         if (record := get(store, kind, record_id)) is not None
     }
-    late = sorted({s for r in records.values() for s in _stamps_of(r.version) if parse_stamp(s).ms > limit_ms})
-    mark = Stamp(limit_ms, 0, hlc_mark.device_of(store))
+    agreed = {s for record in changed.values() if record.base is not None for s in _stamps_of(record.base)}
+    own = {s for record in changed.values() for s in _stamps_of(record.version)} - agreed
+    start = Stamp(limit_ms, 0, hlc_mark.device_of(store))
+    for stamp in map(parse_stamp, agreed):
+        start = observe(start, stamp) if stamp.ms <= ceiling_ms else start
     renamed: dict[str, str] = {}
-    for text in late:
+    mark = start
+    for text in sorted(s for s in own if parse_stamp(s).ms > limit_ms):
         mark = next_stamp(mark, limit_ms, mark.device)
         renamed[text] = mark.text()
     hlc_mark.lower(store, mark)
     count = 0
-    for (kind, record_id), record in records.items():
+    for (kind, record_id), record in changed.items():
         version = _restamped(record.version, renamed)
         if version != record.version:
             _put(store, kind, record_id, record._replace(version=version))
             count += 1
     return count
-
-
-def list_conflicts(store: Store, limit: int = 1000) -> list[Conflict]:
-    """Return the open conflicts, oldest first."""
-    sql = f"SELECT {_CONFLICT_COLUMNS} FROM conflict_log WHERE state = 'open' ORDER BY id LIMIT ?"
-    return [_conflict(row) for row in store.db.execute(sql, (limit,))]
-
-
-def get_conflict(store: Store, conflict_id: int) -> Conflict | None:
-    """Return one conflict, whatever its state; None when there is none."""
-    row = store.db.execute(f"SELECT {_CONFLICT_COLUMNS} FROM conflict_log WHERE id = ?", (conflict_id,)).fetchone()
-    return _conflict(row) if row else None
-
-
-def count_open(store: Store) -> int:
-    """Return how many conflicts are open."""
-    return int(store.db.execute("SELECT count(*) FROM conflict_log WHERE state = 'open'").fetchone()[0])
 
 
 def version_of(remote: RecordState) -> Version:
@@ -339,6 +366,9 @@ def _pending(kind: str, record_id: str, record: Record) -> Pending:
     version, base = record.version, record.base
     known = base.fields if base is not None and record.rev is not None and not base.deleted else {}
     changed = {} if version.deleted else {n: v for n, v in version.fields.items() if n not in known or known[n] != v}
+    if not version.deleted and base is not None:
+        # What the cloud's version has and ours does not would stay there: it is cleared by name.
+        changed |= {n: None for n, v in base.fields.items() if v is not None and n not in version.fields}
     stamps = {name: version.stamps[name] for name in changed if name in version.stamps}
     return Pending(kind, record_id, record.rev, changed, stamps, version.deleted, version.stamp, version, record.dirty)
 
@@ -352,39 +382,31 @@ def _is_past(remote: Version, known: Version) -> bool:
 
 def _keep_open(store: Store, remote: RecordState, record: Record, theirs: Version) -> None:
     if record.conflict is not None:
-        store.db.execute(
-            "UPDATE conflict_log SET remote = ?, remote_rev = ? WHERE id = ?",
-            (_text(theirs), remote.rev, record.conflict),
-        )
+        conflict_log.remote_changed(store, record.conflict, theirs, remote.rev)
         return
-    base = _text(record.base) if record.base else None
-    row = (store.clock.now_us(), remote.type, remote.id, base, _text(record.version), _text(theirs), remote.rev)
-    opened = int(store.db.execute(_OPEN_CONFLICT, row).fetchone()[0])
+    versions = (record.base, record.version, theirs)
+    opened = conflict_log.begin(store, (remote.type, remote.id), versions, remote.rev)
     _put(store, remote.type, remote.id, record._replace(conflict=opened, dirty=max(record.dirty, 1)))
+
+
+def _covering(version: Version, remote: Version) -> Version:
+    """Return the version with every field of the remote one named: what it does not have is cleared, not forgotten."""
+    cleared: dict[str, FieldValue] = {name: None for name in remote.fields if name not in version.fields}
+    return msgspec.structs.replace(version, fields=cleared | version.fields) if cleared else version
 
 
 def _close(store: Store, record: Record, met: Met) -> None:
     if record.conflict is not None:
-        store.db.execute(
-            "UPDATE conflict_log SET state = 'settled', strategy = ? WHERE id = ?", (met.value, record.conflict)
-        )
+        conflict_log.settle(store, record.conflict, met.value)
 
 
 def _put(store: Store, kind: str, record_id: str, record: Record) -> None:
     version = record.version
     values = (
         kind, record_id, _encode(version.fields).decode(), _encode(version.stamps).decode(), int(version.deleted),
-        version.stamp, _text(record.base) if record.base else None, record.rev, record.dirty, record.conflict,
+        version.stamp, text_of(record.base) if record.base else None, record.rev, record.dirty, record.conflict,
     )  # fmt: skip
     store.db.execute(_PUT, values)
-
-
-def _conflict(row: tuple[Any, ...]) -> Conflict:
-    conflict_id, at, kind, record_id, base, local, remote, remote_rev, how = row
-    return Conflict(
-        conflict_id, at, kind, record_id, _decode_version(base) if base else None,
-        _decode_version(local), _decode_version(remote), remote_rev, how,
-    )  # fmt: skip
 
 
 def _restamped(version: Version, renamed: Mapping[str, str]) -> Version:
@@ -395,7 +417,3 @@ def _restamped(version: Version, renamed: Mapping[str, str]) -> Version:
 
 def _stamps_of(version: Version) -> list[str]:
     return [*version.stamps.values(), *([version.stamp] if version.stamp else [])]
-
-
-def _text(version: Version) -> str:
-    return _encode(version).decode()

@@ -24,6 +24,7 @@ from metricsd.errors import (
     CloudBusy,
     CloudRefused,
     CloudUnreachable,
+    CursorExpired,
     HistoryChanged,
     MetricsdError,
     StoreError,
@@ -32,7 +33,7 @@ from metricsd.errors import (
 from metricsd.identity import Credentials
 from metricsd.ids import EventId
 from metricsd.protocol import PROTOCOL_VERSION, Capabilities, HelloReply, HelloRequest
-from metricsd.store import counters, events, hlc_mark, outbox, records, state
+from metricsd.store import conflict_log, counters, events, hlc_mark, outbox, records, state
 from metricsd.store.connection import Store
 from metricsd.store.outbox import Stream
 from metricsd.sync import plan
@@ -61,6 +62,8 @@ BODY_BYTES_MAX = 16 * 1024 * 1024
 """However much a server allows, a batch of ours stays within these: it is built in memory."""
 CLOCK_AHEAD_MS_MAX = 4 * 60 * 1000
 """The cloud refuses stamps that are five minutes ahead of it; ours are re-based from a minute below."""
+STAMP_CEILING_MS = 5 * 60 * 1000 - 1000
+"""How far ahead of the cloud a stamp may be that another device was allowed: ours must stay behind those we saw."""
 CLOCK_NOTE_US_MIN = 5 * 60 * US_PER_S
 DRY_RUN_EVENTS = 10
 FORK_NAME = "fork of {}"
@@ -116,7 +119,7 @@ class Engine:
             report.ok = error is None
             report.mode = MODE_REACHED if report.ok else MODE_ALONE
             report.error = None if error is None else failure_of(error)
-            report.conflicts.open = await self._run(records.count_open, self._store)
+            report.conflicts.open = await self._run(conflict_log.count_open, self._store)
             report.duration_ms = int((self._clock.monotonic() - began) * 1000)
             await self._run(self._remember, report, error, reason != "interval")
             return report
@@ -156,6 +159,10 @@ class Engine:
                 if attempt + 1 == ATTEMPTS_MAX:
                     raise
                 await self._fork()
+            except CursorExpired:
+                if attempt + 1 == ATTEMPTS_MAX:
+                    raise
+                await self._run(outbox.verify, self._store)
             except HistoryChanged:
                 if attempt + 1 == ATTEMPTS_MAX:
                     raise
@@ -362,7 +369,7 @@ def _witness_time(store: Store, server_us: int) -> None:
     with store.transaction():
         state.put(store, CLOCK_OFFSET, server_us - store.clock.now_us())
         if hlc_mark.read(store).ms > server_ms + CLOCK_AHEAD_MS_MAX:
-            records.restamp(store, server_ms)
+            records.restamp(store, server_ms, server_ms + STAMP_CEILING_MS)
 
 
 def _dry_run(store: Store, outgoing: Outgoing, url: str | None) -> DryRun:

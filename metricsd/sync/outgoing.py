@@ -91,7 +91,7 @@ class Outgoing:
         fields["project"] = self.project(fields["project"])
         fields["model"] = self.model(fields["model"])
         fields["end_reason"] = _word_or_none(fields["end_reason"])
-        record_id = f"{row.device_id}/{self._word(row.app)}/{self.opaque(row.session_id)}"
+        record_id = f"{row.device_id}/{self.session_id(row.app, row.session_id)}"
         if len(record_id.encode()) > RECORD_ID_BYTES_MAX:
             return None
         return RecordChange(type=COUNTERS, id=record_id, base_rev=row.rev, fields=fields)
@@ -107,6 +107,10 @@ class Outgoing:
             deleted=item.deleted,
             stamp=item.stamp,
         )
+
+    def session_id(self, app: str, session: str) -> str:
+        """Return the id of a session's record; a session seen on several devices has one id."""
+        return f"{self._word(app)}/{self.opaque(session)}"
 
     def tool(self, name: str | None) -> str | None:
         """Return a tool's name if it ships with an AI tool, else its hash."""

@@ -232,7 +232,8 @@ def _settle_records(
                 case "conflict" if result.current is not None and _answers(item, result.current):
                     again = records.conflict(store, item, result.current) is Met.AHEAD or again
                 case "restamp" if result.stamp is not None and is_stamp(result.stamp):
-                    records.restamp(store, max(parse_stamp(result.stamp).ms - RESTAMP_MARGIN_MS, 0))
+                    allowed_ms = parse_stamp(result.stamp).ms
+                    records.restamp(store, max(allowed_ms - RESTAMP_MARGIN_MS, 0), max(allowed_ms - 1, 0))
                     again = True
                 case _:
                     reason = _word(result.reason or result.status)

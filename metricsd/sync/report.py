@@ -12,6 +12,7 @@ from metricsd.errors import (
     CloudBusy,
     CloudRefused,
     CloudUnreachable,
+    CursorExpired,
     HistoryChanged,
     MetricsdError,
     StreamForked,
@@ -29,6 +30,7 @@ _CODES: dict[type[MetricsdError], str] = {
     CloudBusy: "busy",
     CloudRefused: "refused",
     HistoryChanged: "history_changed",
+    CursorExpired: "cursor_expired",
     StreamForked: "stream_fork",
 }
 

@@ -86,13 +86,15 @@ async def test_the_whole_record_offered_by_another_device_is_no_conflict(cloud: 
     assert await second.put(change(fields={"tags": ["a"]})) == [made]
 
 
-async def test_a_base_that_this_history_never_had_creates_what_is_absent(cloud: CloudUnderTest) -> None:
-    """A cloud restored from an older copy takes back what it lost."""
+async def test_a_base_that_this_history_never_had_asks_for_the_whole_record(cloud: CloudUnderTest) -> None:
+    """A cloud restored from an older copy takes back what it lost, and never a part of it: changed fields are not all."""
     device = await cloud.device()
-    [result] = await device.put(change(base_rev="99-00000000000000aa", fields={"tags": ["a"]}))
+    [lost] = await device.put(change(base_rev="99-00000000000000aa", fields={"tags": ["a"]}))
+    assert lost == {"status": "conflict"}
+    [result] = await device.put(change(fields={"tags": ["a"], "score": 1}))
     assert result["status"] == "applied"
     [result] = await device.put(change(base_rev="98-00000000000000aa", fields={"tags": ["b"]}))
-    assert result["status"] == "conflict"
+    assert result["status"] == "conflict" and result["current"]["fields"] == {"tags": ["a"], "score": 1}
 
 
 async def test_a_tombstone_keeps_the_fields_and_can_be_revived(cloud: CloudUnderTest) -> None:

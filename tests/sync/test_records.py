@@ -13,7 +13,7 @@ from metricsd.errors import LineRejected
 from metricsd.hlc import parse_stamp
 from metricsd.ids import DeviceId
 from metricsd.protocol import FieldValue, RecordState
-from metricsd.store import events, hlc_mark, outbox, records
+from metricsd.store import conflict_log, events, hlc_mark, outbox, records
 from metricsd.store.connection import Store
 from metricsd.store.records import Met, Version
 from tests.fakes import FakeClock
@@ -120,7 +120,7 @@ def test_a_record_that_is_not_dirty_adopts_the_clouds_version(store: Store) -> N
     assert pull(store, "2-x", score=2) is Met.ADOPTED
     assert now(store) == {"score": 2}
     assert pull(store, "3-x", deleted=True) is Met.ADOPTED
-    assert records.pending(store, 10) == [] and records.count_open(store) == 0
+    assert records.pending(store, 10) == [] and conflict_log.count_open(store) == 0
 
 
 def test_both_changed_opens_one_conflict_and_overwrites_nothing(store: Store) -> None:
@@ -130,7 +130,7 @@ def test_both_changed_opens_one_conflict_and_overwrites_nothing(store: Store) ->
     assert pull(store, "2-x", description="there") is Met.CONFLICT
     assert pull(store, "3-x", description="there again") is Met.CONFLICT
     edit(store, description="here again")
-    (conflict,) = records.list_conflicts(store)
+    (conflict,) = conflict_log.list_open(store)
     found = [version.fields["description"] for version in (conflict.base, conflict.local, conflict.remote) if version]
     assert found == ["base", "here again", "there again"] and conflict.remote_rev == "3-x"
     assert now(store) == {"description": "here again"}
@@ -141,7 +141,7 @@ def test_creating_what_exists_is_a_conflict_without_a_base(store: Store) -> None
     """Two devices made the same record; equal ones are no conflict, different ones are."""
     edit(store, score=1)
     assert pull(store, "1-x", score=2) is Met.CONFLICT
-    assert records.list_conflicts(store)[0].base is None
+    assert conflict_log.list_open(store)[0].base is None
 
 
 def test_both_sides_saying_the_same_settles_a_conflict(store: Store) -> None:
@@ -151,8 +151,8 @@ def test_both_sides_saying_the_same_settles_a_conflict(store: Store) -> None:
     pull(store, "2-x", score=3)
     edit(store, score=3)
     assert pull(store, "2-x", score=3) is Met.SAME
-    assert records.count_open(store) == 0 and records.pending(store, 10) == []
-    found = records.get_conflict(store, 1)
+    assert conflict_log.count_open(store) == 0 and records.pending(store, 10) == []
+    found = conflict_log.find(store, 1)
     assert found is not None and found.state == "settled"
 
 
@@ -220,7 +220,7 @@ def test_stamps_of_a_wrong_year_are_rebased_in_their_order(store: Store, clock: 
     edit(store, score=1)
     clock.jump(-10 * YEAR_S)
     with store.transaction():
-        assert records.restamp(store, right_ms) == 1
+        assert records.restamp(store, right_ms, right_ms) == 1
     found = records.get(store, S, ID)
     assert found is not None
     assert found.version.stamps["description"] < found.version.stamps["score"]

@@ -14,7 +14,7 @@ import pytest
 from metricsd.config import Sync
 from metricsd.hlc import Stamp
 from metricsd.protocol import PREFIX, EventResult, PushEventsReply, PushRecordsReply, RecordResult
-from metricsd.store import outbox, records, state
+from metricsd.store import conflict_log, outbox, records, state
 from metricsd.sync.engine import LAST_ERROR, LAST_SUCCESS, NEXT, Engine
 from metricsd.sync.round import Run
 from tests.sync.world import SETTINGS, Device, World
@@ -164,7 +164,7 @@ async def test_a_cloud_restored_from_an_older_copy_gets_back_what_it_lost(world:
     for device in (one, two):
         found = [records.get(device.store, "session", name) for name in ("s-1", "s-2")]
         assert [record.version.fields for record in found if record] == [{"description": "new"}, {"score": 5}]
-        assert records.count_open(device.store) == 0
+        assert conflict_log.count_open(device.store) == 0
 
 
 async def test_a_device_restored_from_an_older_copy_becomes_a_new_device_and_gets_its_events_back(world: World) -> None:
@@ -444,7 +444,7 @@ async def test_a_crash_at_any_point_of_a_round_loses_and_doubles_nothing(world: 
     assert at > 10
     await settle(one, two)
     assert_everywhere_once(world, one, two, expected=expected)
-    assert (records.count_open(one.store), records.count_open(two.store)) == (0, 0)
+    assert (conflict_log.count_open(one.store), conflict_log.count_open(two.store)) == (0, 0)
 
 
 @pytest.mark.parametrize("at", range(1, 16, 2))
@@ -569,7 +569,7 @@ async def test_a_conflict_found_while_pushing_is_kept_open(world: World) -> None
     for _ in range(2):
         report = await two.sync()
         assert (report.ok, report.conflicts.open, report.pushed_records) == (True, 1, 0)
-    (conflict,) = records.list_conflicts(two.store)
+    (conflict,) = conflict_log.list_open(two.store)
     assert (conflict.base, conflict.local.fields, conflict.remote.fields) == (None, {"score": 2}, {"score": 1})
 
 
@@ -589,7 +589,7 @@ async def test_a_conflict_stays_open_with_both_versions_and_is_never_overwritten
         assert (report.ok, report.conflicts.open) == (True, 1)
     await settle(one)
 
-    (conflict,) = records.list_conflicts(two.store)
+    (conflict,) = conflict_log.list_open(two.store)
     versions = (conflict.base, conflict.local, conflict.remote)
     assert [version.fields["description"] for version in versions if version] == ["base", "from two", "from one"]
     for device, text in ((one, "from one"), (two, "from two")):

@@ -1,0 +1,176 @@
+"""Sessions as people see them: what the events of all devices add up to, and what was written by hand.
+
+Counters are summed over the devices that saw a session, so nothing here is stored twice and nothing can conflict; the
+hand-made fields are the `session` record's. A session that nobody has edited has no record, and an edit makes it.
+Reading changes nothing. A plain project name behind a hash of another device is a label of this machine alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from metricsd.protocol import FieldValue
+from metricsd.store import records
+from metricsd.store.connection import Store
+from metricsd.store.counters import FIELDS, INFERRED, NUMBERS
+from metricsd.store.records import Record
+
+TYPE = "session"
+HASHED = "h:"
+"""Begins a name that travelled as a hash."""
+
+Address = Callable[[str, str], str]
+"""(app, session id as it is here) -> the record's id, `<app>/<session>` in wire form."""
+
+_ROWS = f"""
+SELECT s.app, s.session_id, d.device_id, {", ".join("c." + name for name in FIELDS)}
+FROM session_counters AS c JOIN session AS s ON s.id = c.session JOIN device AS d ON d.id = c.device
+WHERE c.events > 0
+"""
+_ROWS_OF = f"{_ROWS} AND s.session_id >= ? AND s.session_id < ?"
+_RECORDS = "SELECT id FROM record WHERE type = 'session'"
+_NAMES = """
+SELECT DISTINCT project FROM session_counters WHERE project IS NOT NULL AND substr(project, 1, 2) != 'h:'
+UNION SELECT DISTINCT branch FROM session_counters WHERE branch IS NOT NULL AND substr(branch, 1, 2) != 'h:'
+"""
+_AFTER_ALL = "\U0010ffff"
+
+
+class Seen(NamedTuple):
+    """One device's counters of a session; `values` in the order of FIELDS."""
+
+    app: str
+    session_id: str
+    device_id: str
+    values: tuple[Any, ...]
+
+    def get(self, name: str) -> Any:
+        return self.values[_INDEX[name]]
+
+
+class Session(NamedTuple):
+    """A session of all devices together. Times are microseconds UTC; `record` is None before the first edit."""
+
+    record_id: str
+    app: str
+    session_id: str
+    device: str | None
+    project: str | None
+    branch: str | None
+    model: str | None
+    started_at: int | None
+    last_at: int | None
+    ended_at: int | None
+    end_reason: str | None
+    numbers: Mapping[str, int]
+    record: Record | None
+
+    @property
+    def deleted(self) -> bool:
+        """Return whether it was deleted by hand; its events stay."""
+        return self.record is not None and self.record.version.deleted
+
+    def field(self, name: str) -> FieldValue:
+        """Return a hand-made field; None when it has no value."""
+        return self.record.version.fields.get(name) if self.record is not None else None
+
+
+_INDEX = {name: index for index, name in enumerate(FIELDS)}
+
+
+def read_all(store: Store, address: Address) -> list[Session]:
+    """Return every session, deleted ones too, the newest first."""
+    ids = (str(row[0]) for row in store.db.execute(_RECORDS).fetchall())
+    return _joined(store, _seen(store.db.execute(_ROWS).fetchall()), ids, address)
+
+
+def find(store: Store, text: str, address: Address) -> list[Session]:
+    """Return the sessions that `text` names: the one whose id it is, with or without the app, else all it begins.
+
+    The same session id under two apps gives two sessions; `<app>/<id>` tells them apart.
+    """
+    app, _, rest = text.rpartition("/")
+    starts = [rest, text] if app else [text]
+    rows = [row for start in starts for row in store.db.execute(_ROWS_OF, (start, start + _AFTER_ALL)).fetchall()]
+    ids = [str(row[0]) for row in store.db.execute(_RECORDS).fetchall()]
+    wanted = [one for one in ids if one.startswith(text) or one.partition("/")[2].startswith(text)]
+    found = [one for one in _joined(store, _seen(rows), wanted, address) if not app or _is_under(one, app, text)]
+    exact = [one for one in found if text in (one.session_id, one.record_id, f"{one.app}/{one.session_id}")]
+    return exact or found
+
+
+def names(store: Store) -> list[str]:
+    """Return the plain names of projects and branches that this machine knows."""
+    return [str(row[0]) for row in store.db.execute(_NAMES)]
+
+
+def count_deleted(store: Store) -> int:
+    """Return how many sessions were deleted by hand."""
+    return int(store.db.execute("SELECT count(*) FROM record WHERE type = 'session' AND deleted = 1").fetchone()[0])
+
+
+def _is_under(session: Session, app: str, text: str) -> bool:
+    # An id may hold a slash of its own, so `a/b` is also the beginning of an id.
+    return session.app == app or session.session_id.startswith(text)
+
+
+def _seen(rows: Iterable[tuple[Any, ...]]) -> list[Seen]:
+    return [Seen(app, session_id, device, tuple(values)) for app, session_id, device, *values in dict.fromkeys(rows)]
+
+
+def _joined(store: Store, seen: Sequence[Seen], record_ids: Iterable[str], address: Address) -> list[Session]:
+    """Put the devices' counters of each session and its record together."""
+    groups: dict[str, list[Seen]] = {one: [] for one in record_ids}
+    for one in seen:
+        groups.setdefault(address(one.app, one.session_id), []).append(one)
+    found = [_session(record_id, parts, records.get(store, TYPE, record_id)) for record_id, parts in groups.items()]
+    return sorted(found, key=lambda one: (-(one.started_at or 0), one.record_id))
+
+
+def _session(record_id: str, parts: list[Seen], record: Record | None) -> Session:
+    # The order of the parts decides nothing but ties, and by the device's id: every device shows the same.
+    parts = sorted(parts, key=lambda part: (part.get("last_at"), part.device_id))
+    fields: Mapping[str, Any] = record.version.fields if record is not None else {}
+    app, _, session_id = record_id.partition("/")
+    if parts:
+        # A plain id is this machine's own; where it travels as a hash, the other devices have that.
+        app, session_id = max(parts, key=lambda part: not part.session_id.startswith(HASHED))[:2]
+    first = min(parts, key=lambda part: (part.get("started_at"), part.device_id), default=None)
+    ended_at, end_reason = _end(parts)
+    last_at = max((part.get("last_at") for part in parts), default=0) or None
+    return Session(
+        record_id=record_id,
+        app=app,
+        session_id=session_id,
+        device=first.device_id or None if first else None,
+        project=_latest(parts, "project") or fields.get("project"),
+        branch=_latest(parts, "branch") or fields.get("branch"),
+        model=_latest(parts, "model"),
+        started_at=(first.get("started_at") if first else 0) or fields.get("started_at"),
+        last_at=last_at,
+        ended_at=ended_at or fields.get("ended_at"),
+        end_reason=end_reason or (None if ended_at else fields.get("end_reason")),
+        numbers={name: sum(part.get(name) for part in parts) for name in NUMBERS},
+        record=record,
+    )
+
+
+def _end(parts: Sequence[Seen]) -> tuple[int | None, str | None]:
+    """Return when and why a session ended, by the rule of store/counters.py: a later event reopens it."""
+    last_at = max((part.get("last_at") for part in parts), default=0)
+    end = max(
+        (part for part in parts if part.get("end_at") is not None),
+        key=lambda part: (part.get("end_at"), part.device_id),
+        default=None,
+    )
+    if end is not None and end.get("end_at") >= last_at:
+        return end.get("end_at"), end.get("end_reason")
+    if parts and max(part.get("idle_at") or -1 for part in parts) >= last_at:
+        return last_at, INFERRED
+    return None, None
+
+
+def _latest(parts: Sequence[Seen], name: str) -> str | None:
+    """Return the text that the device with the last activity has, of those that have one."""
+    return next((str(part.get(name)) for part in reversed(parts) if part.get(name) is not None), None)
