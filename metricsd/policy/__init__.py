@@ -1,0 +1,61 @@
+"""Conflict policies: files that an admin writes, the layers they form, and the rule that decides a field.
+
+A policy chooses; it never resolves (conflict.py does) and never runs code (sync/plugins.py does). What is broken or
+could have been written by somebody else never takes force.
+"""
+
+from metricsd.policy.layers import (
+    InForce,
+    Layers,
+    Places,
+    load,
+    places_of,
+    read_policy,
+    report_file,
+    tenant_file,
+)
+from metricsd.policy.lint import Finding, find_plugin_problem, lint, lint_file
+from metricsd.policy.parse import FILE_BYTES_MAX, Mistake, examine, parse
+from metricsd.policy.rules import (
+    BUILT_IN,
+    CLASHES,
+    DELETES,
+    LAYERS,
+    STRATEGIES,
+    Delete,
+    Match,
+    Plugin,
+    Policy,
+    Rule,
+)
+from metricsd.policy.trust import find_weakness
+
+__all__ = [
+    "BUILT_IN",
+    "CLASHES",
+    "DELETES",
+    "FILE_BYTES_MAX",
+    "LAYERS",
+    "STRATEGIES",
+    "Delete",
+    "Finding",
+    "InForce",
+    "Layers",
+    "Match",
+    "Mistake",
+    "Places",
+    "Plugin",
+    "Policy",
+    "Rule",
+    "examine",
+    "find_plugin_problem",
+    "find_weakness",
+    "lint",
+    "lint_file",
+    "load",
+    "parse",
+    "places_of",
+    "read_policy",
+    "report_file",
+    "tenant_file",
+]
