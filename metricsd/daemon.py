@@ -77,7 +77,7 @@ class Daemon:
         self._config = config
         self._clock = clock or SystemClock()
         self._companion = companion
-        self._writer = Writer()
+        self._writer = Writer(paths.store)
         self._stop = asyncio.Event()
         self._ready = False
         self._store_trouble: str | None = None

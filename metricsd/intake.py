@@ -45,7 +45,8 @@ def open_intake(paths: Paths, config: Config, clock: Clock) -> Intake:
     try:
         with translated(paths.backups):
             sweep_partials(paths.backups)
-        checkpoints = sources.load_all(store)
+        with translated(paths.store):
+            checkpoints = sources.load_all(store)
     except BaseException:
         store.close()
         raise

@@ -94,6 +94,16 @@ class Store:
 def translated(path: Path) -> Iterator[None]:
     """Turn SQLite's and the file system's errors inside the block into ours, naming the file and what to do."""
     try:
+        with sqlite_translated(path):
+            yield
+    except OSError as error:
+        raise StoreUnavailable(f"{path} cannot be used now ({error.strerror}): {_advice(0)}") from error
+
+
+@contextlib.contextmanager
+def sqlite_translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors inside the block into ours. Reads outside a transaction fail too, on a bad disk."""
+    try:
         yield
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -104,8 +114,6 @@ def translated(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.OperationalError):
             raise StoreUnavailable(f"{path} cannot be used now ({error}): {_advice(code)}") from error
         raise
-    except OSError as error:
-        raise StoreUnavailable(f"{path} cannot be used now ({error.strerror}): {_advice(0)}") from error
 
 
 def _advice(code: int) -> str:

@@ -139,8 +139,9 @@ def settle(store: Store, entries: Sequence[int], *, how: str) -> int:
                 done += 1
                 if found.stored:
                     names.append(found.stored)
-    for name in names:
-        (folder_of(store) / name).unlink(missing_ok=True)
+    with translated(folder_of(store)):
+        for name in names:
+            (folder_of(store) / name).unlink(missing_ok=True)
     return done
 
 
@@ -164,8 +165,9 @@ def sweep(store: Store, *, older_than_us: int, bytes_max: int) -> int:
     gone = [name for name in sizes if name not in kept]
     with store.transaction():
         store.db.executemany("UPDATE quarantine SET stored = NULL WHERE stored = ?", [(name,) for name in gone])
-    for name in gone:
-        (folder / name).unlink(missing_ok=True)
+    with translated(folder):
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
     return len(gone)
 
 
