@@ -27,6 +27,9 @@ class Tail(NamedTuple):
     rescan_s: float = 5.0
     incomplete_after_s: float = 3600.0
     line_bytes_max: int = 16 * 1024 * 1024
+    sources: tuple[str, ...] = ()
+    watch: str = "auto"
+    rotated_wait_s: float = 60.0
 
 
 class Store(NamedTuple):
@@ -133,6 +136,18 @@ RULES: dict[str, Rule] = {
     "store.backup_keep": Rule("files", "nightly backups that are kept", 0, 30),
     "store.backup_hour": Rule("hour of the local day", "when the nightly backup runs", 0, 23),
     "store.quarantine_days": Rule("days", "how long quarantined bytes are kept; their summary stays", 1, 3650),
+    "tail.sources": Rule(
+        "absolute paths",
+        "folders, or single files, whose `*.jsonl` are read like the spool's shared files and never changed",
+    ),
+    "tail.watch": Rule(
+        "",
+        "how changes are noticed: `auto` takes file events, and polls network and shared file systems",
+        choices=("auto", "events", "poll"),
+    ),
+    "tail.rotated_wait_s": Rule(
+        "seconds", "how long a file that lost its name to rotation is read on after its last growth", 0.05, 86400
+    ),
     "store.quarantine_bytes_max": Rule(
         "bytes", "cap of all quarantined bytes; the oldest are summarised first", 0, 1 << 40
     ),
@@ -360,6 +375,8 @@ def _line_of(text: str, section: str, key: str | None) -> int:
             inside = bare.strip("[] \t").split(".")[0].strip("\"' ") == section
             if inside and key is None:
                 return number
+    if name == "tail.sources" and not all(item.startswith(("/", "~")) for item in value):
+        raise wrong
             continue
         name = bare.split("=")[0].strip().replace('"', "").replace("'", "")
         wanted = (section, f"{section}.") if key is None else (f"{section}.{key}",)

@@ -35,7 +35,8 @@ from metricsd.store.retention import DAY_US, fold
 from metricsd.sync.engine import Engine
 from metricsd.sync.report import Report
 from metricsd.syncing import Syncing, remember_mode
-from metricsd.tail import Tail, Watcher
+from metricsd.tail import Tail
+from metricsd.watch import Watcher
 from metricsd.writer import Writer
 
 STORE_PAUSE_S = 1.0
@@ -167,6 +168,7 @@ class Daemon:
                 if self._stop.is_set():
                     await self._drain()
                 await self._writer.run(self._parts.store.checkpoint)
+            self._parts.tail.close()
             await self._writer.run(self._parts.store.close)
         self._writer.close()
         if self._force_timer is not None:

@@ -130,16 +130,33 @@ def event_time_us(second: int | None, mtime_ns: int) -> int:
     return second * US_PER_S
 
 
+def scan_captures(spool: Path) -> Iterator[Listed]:
+    """Yield the files of `new/`, in no order. A missing folder is an empty one; raise OSError if it cannot be read."""
+    try:
+        entries = os.scandir(captures_folder(spool))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    continue
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # taken in since the folder was read
+            yield Listed(entry.name, status.st_size, status.st_mtime_ns)
+
+
 def list_captures(spool: Path, limit: int = LIST_MAX) -> list[Listed]:
     """Return the oldest `limit` files of `new/`, by time and then name. A missing folder is an empty one."""
-    return heapq.nsmallest(limit, _scan(spool), key=lambda capture: (capture.mtime_ns, capture.name))
+    return heapq.nsmallest(limit, scan_captures(spool), key=lambda capture: (capture.mtime_ns, capture.name))
 
 
 def pending(spool: Path) -> Pending:
     """Return how much waits in `new/`, every file counted. A missing folder is an empty one."""
     files = size = 0
     oldest: int | None = None
-    for capture in _scan(spool):
+    for capture in scan_captures(spool):
         files += 1
         size += capture.size
         oldest = capture.mtime_ns if oldest is None else min(oldest, capture.mtime_ns)
@@ -170,8 +187,21 @@ def open_capture(spool: Path, name: str) -> OpenCapture:
     return OpenCapture(fd, status.st_size, status.st_mtime_ns)
 
 
+class LoadedCapture(NamedTuple):
+    """A capture's bytes, and its file's size and time when it was opened."""
+
+    data: bytes
+    size: int
+    mtime_ns: int
+
+
 def read_capture(spool: Path, name: str, bytes_max: int = LINE_BYTES_MAX) -> bytes:
-    """Return the bytes of a capture, opened as `open_capture` does and with its errors.
+    """Return the bytes of a capture; see `load_capture`."""
+    return load_capture(spool, name, bytes_max).data
+
+
+def load_capture(spool: Path, name: str, bytes_max: int = LINE_BYTES_MAX) -> LoadedCapture:
+    """Return a capture, opened as `open_capture` does and with its errors.
 
     Raises LineRejected `oversize` beyond `bytes_max`, before anything is read.
     """
@@ -189,7 +219,15 @@ def read_capture(spool: Path, name: str, bytes_max: int = LINE_BYTES_MAX) -> byt
         raise LineRejected("capture_unreadable", f"{name}: {error.strerror}") from error
     finally:
         os.close(capture.fd)
-    return b"".join(parts)
+    return LoadedCapture(parts[0] if len(parts) == 1 else b"".join(parts), capture.size, capture.mtime_ns)
+
+
+def size_of(spool: Path, name: str) -> int:
+    """Return the size of what lies in `new/` under a name, links not followed; 0 when that cannot be told."""
+    try:
+        return (captures_folder(spool) / name).lstat().st_size
+    except OSError:
+        return 0
 
 
 def append(
@@ -249,22 +287,6 @@ def _write_new(path: Path, line: bytes) -> None:
         raise StoreUnavailable(f"{path}: cannot be written ({error.strerror}): free disk space") from error
     finally:
         os.close(fd)
-
-
-def _scan(spool: Path) -> Iterator[Listed]:
-    try:
-        entries = os.scandir(captures_folder(spool))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    with entries:
-        for entry in entries:
-            try:
-                if entry.is_dir(follow_symlinks=False):
-                    continue
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # taken in since the folder was read
-            yield Listed(entry.name, status.st_size, status.st_mtime_ns)
 
 
 def _open_reason(error: OSError) -> str:

@@ -43,6 +43,7 @@ class Ingest:
         *,
         rejects: Sequence[Reject] = (),
         checkpoint: Checkpoint | None = None,
+        forget: Sequence[str] = (),
         full: bool = False,
     ) -> Taken:
         """Commit one unit. Raises StoreUnavailable or StoreCorrupt, and then nothing of it is stored."""
@@ -60,6 +61,8 @@ class Ingest:
                     state.add(store, "twins_dropped", len(items) - len(kept))
                 if checkpoint is not None:
                     sources.put(store, checkpoint)
+                if forget:
+                    sources.drop(store, forget)
                 crash_point("before_commit")
         except BaseException:
             self._recent.forget()

@@ -7,6 +7,7 @@ event ids make harmless; nothing is ever skipped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from metricsd.store.connection import Store
@@ -37,6 +38,11 @@ class Checkpoint(NamedTuple):
 def put(store: Store, checkpoint: Checkpoint) -> None:
     """Store the progress inside the caller's transaction."""
     store.db.execute(_PUT, (*checkpoint, store.clock.now_us()))
+
+
+def drop(store: Store, paths: Sequence[str]) -> None:
+    """Forget the progress of files that are not followed any more, inside the caller's transaction."""
+    store.db.executemany("DELETE FROM source WHERE path = ?", [(path,) for path in paths])
 
 
 def load_all(store: Store) -> dict[str, Checkpoint]:

@@ -13,11 +13,12 @@ import pytest
 from metricsd import spool
 from metricsd.config import Tail as Settings
 from metricsd.model import Event
+from metricsd.sink import Ticked
 from metricsd.store import quarantine, sources
 from metricsd.store.connection import Store
 from metricsd.store.events import read_own
 from metricsd.store.ingest import Ingest
-from metricsd.tail import Tail, Ticked
+from metricsd.tail import Tail
 from tests.fakes import FakeClock
 
 KEY = b"k" * 32
@@ -34,8 +35,13 @@ class Rig:
 
     def restart(self) -> None:
         """Open everything again, as a daemon does after a crash."""
-        self.store.close()
+        self.close()
         self._open()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.tail.close()
+        self.store.close()
 
     def _open(self) -> None:
         self.store = Store.open(self.folder / "store.db", clock=self.clock)
@@ -99,4 +105,4 @@ class Rig:
 def rig(tmp_path: Path, clock: FakeClock) -> Iterator[Rig]:
     made = Rig(tmp_path, clock, Settings(line_bytes_max=4 * 1024 * 1024))
     yield made
-    made.store.close()
+    made.close()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metricsd import tail as tail_module
+from metricsd import growing
 from metricsd.config import Tail as Settings
 from metricsd.store import quarantine, sources
 from tests.fakes import FakeClock
@@ -175,7 +175,7 @@ def test_a_line_without_a_time_is_stored_with_the_time_of_reading(rig: Rig) -> N
     assert rig.tick().added == 2
     assert {event.at for event in rig.events} == {rig.clock.now_us()}
     rig.clock.advance(100)
-    path.rename(rig.spool / "moved.jsonl")
+    (rig.spool / "copy.jsonl").write_bytes(path.read_bytes())
     assert rig.tick() == (0, 2, 0, False)
 
 
@@ -238,13 +238,13 @@ def test_any_cutting_of_the_writes_and_any_restarts_give_the_same_events(
     whole.tick()
     read = "SELECT id FROM event ORDER BY pos"
     assert rig.store.db.execute(read).fetchall() == whole.store.db.execute(read).fetchall()
-    rig.store.close()
-    whole.store.close()
+    rig.close()
+    whole.close()
 
 
 def test_a_tick_reads_a_bounded_amount(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of any size is read in rounds, so that captures and other files are not starved."""
-    monkeypatch.setattr(tail_module, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(growing, "CHUNK_BYTES", 600)
     rig.shared(lines(rig, 0, 100))
     first = rig.tail.tick()
     assert first.more

@@ -1,0 +1,429 @@
+"""Follows every shared file, through rotation, truncation, replacement and loss of permission.
+
+Offset and rows commit together, and on any doubt a file is read again from its start: event ids make that harmless,
+whereas a skipped byte is lost. A file that lost its name is followed for a while wherever it is. Files that others
+write are never written, renamed, truncated or deleted; handles are bounded in number, and a failing `open` or
+`stat` is never taken for a deletion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import resource
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from metricsd import growing
+from metricsd.clock import Clock
+from metricsd.config import Tail as Settings
+from metricsd.decode import decode_line, parse_line
+from metricsd.decode.envelope import stamp_us
+from metricsd.decode.repository import Repositories
+from metricsd.errors import LineRejected
+from metricsd.growing import Found, Piece, Reader
+from metricsd.ids import Occurrences, line_fact, line_id
+from metricsd.sink import NOTHING, REFUSALS, Sink, Ticked, both, plus, ticked
+from metricsd.store.events import Identified
+from metricsd.store.ingest import Taken
+from metricsd.store.quarantine import BYTES_KEPT_MAX, Reject
+from metricsd.store.sources import Checkpoint
+
+CHUNKS_PER_TICK = 8
+HANDLES_KEPT_MAX = 32
+"""Files kept open because they were read last: what is written to one after it lost its name is not missed."""
+HANDLES_SHARE = 8
+"""At most this part of the process's descriptors is kept for them."""
+ROTATED_MAX = 16
+RECHECK_S = 1.0
+"""A file's times have a grain of milliseconds; after this long without a change its content is compared once more."""
+
+
+class _Seen(NamedTuple):
+    """How a file looked when it had been read to its end; `sure` once its content was compared later."""
+
+    stamp: tuple[int, ...]
+    at: float
+    sure: bool
+
+
+@dataclass(slots=True)
+class _Rotated:
+    """A file that lost the name it was read under. Without a path its progress is not stored: nobody could find it."""
+
+    name: str
+    handle: int
+    checkpoint: Checkpoint
+    stored: bool
+    size: int
+    quiet_since: float
+
+
+class Listing(NamedTuple):
+    """The files to follow, and the folders that could be listed: only there does absence mean that a file is gone."""
+
+    paths: list[str]
+    folders: set[str]
+
+
+class SharedFiles:
+    """All shared files of one home. Belongs to the thread that writes the store."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        folder: Path,
+        settings: Settings,
+        clock: Clock,
+        repositories: Repositories,
+        checkpoints: dict[str, Checkpoint],
+    ) -> None:
+        self._sink = sink
+        self._places = [str(folder), *map(growing.place_of, settings.sources)]
+        self._settings = settings
+        self._clock = clock
+        self._repositories = repositories
+        self._checkpoints = checkpoints
+        self._by_inode = {(found.dev, found.ino): path for path, found in checkpoints.items()}
+        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._seen: dict[str, _Seen] = {}
+        self._rotated: list[_Rotated] = []
+        self._settled: set[str] = set()
+        """Paths with a checkpoint and without a file whose absence has been dealt with."""
+        self._handles_max = max(
+            1, min(HANDLES_KEPT_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // HANDLES_SHARE)
+        )
+        self._turn = ""
+        self._chunks_left = 0
+
+    def tick(self) -> Ticked:
+        """Read what is new, a bounded number of chunks in all; files that are behind take turns."""
+        self._chunks_left = CHUNKS_PER_TICK
+        listing = list_shared(self._places)
+        self._follow_vanished(listing)
+        done = NOTHING
+        for path in _in_turn(listing.paths, self._turn):
+            done = both(done, self._look(path))
+            if self._chunks_left == 0:
+                self._turn = path
+                return done._replace(more=True)
+        return both(done, self._drain_rotated())
+
+    def close(self) -> None:
+        """Let go of every file."""
+        for handle in (*self._handles.values(), *(rotated.handle for rotated in self._rotated)):
+            os.close(handle)
+        self._handles.clear()
+        self._rotated.clear()
+
+    def _look(self, path: str) -> Ticked:
+        """Read one file from its checkpoint, if it changed."""
+        try:
+            found = os.stat(path)  # noqa: PTH116
+            seen, now = self._seen.get(path), self._clock.monotonic()
+            unchanged = seen is not None and seen.stamp == growing.stamp_of(found)
+            if seen is not None and unchanged and (seen.sure or now - seen.at < RECHECK_S):
+                return NOTHING
+            if not stat.S_ISREG(found.st_mode):
+                return NOTHING
+            handle, lost = self._open(path, found)
+            found = os.fstat(handle)
+            done, _ = self._read(handle, self._start_of(path, handle, found, lost))
+        except OSError:
+            # Gone, or no permission, or no descriptors left, or a disk that stutters: none of these is a deletion.
+            # The checkpoint stays, and the next look tries again.
+            return NOTHING
+        if not done.more:
+            self._seen[path] = _Seen(growing.stamp_of(found), now, sure=unchanged)
+        return done
+
+    def _open(self, path: str, found: os.stat_result) -> tuple[int, int | None]:
+        """Return a handle of the file that has the name, and the kept handle of one that lost it."""
+        kept = self._handles.get(path)
+        if kept is not None:
+            before = os.fstat(kept)
+            if (before.st_dev, before.st_ino) == (found.st_dev, found.st_ino):
+                self._handles.move_to_end(path)
+                return kept, None
+        while len(self._handles) >= self._handles_max and next(iter(self._handles)) != path:
+            os.close(self._handles.popitem(last=False)[1])
+        try:
+            handle = growing.open_plain(path)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            # Descriptors are short: those that are kept for a rotation that may never come go first.
+            self._close_kept(but=path)
+            handle = growing.open_plain(path)
+        self._handles[path] = handle
+        self._handles.move_to_end(path)
+        return handle, kept
+
+    def _close_kept(self, *, but: str) -> None:
+        for path in [path for path in self._handles if path != but]:
+            os.close(self._handles.pop(path))
+
+    def _start_of(self, path: str, handle: int, found: os.stat_result, lost: int | None) -> Checkpoint:
+        """Return where to read on: behind what was read if that is sure, else at the start."""
+        back, known = self._take_back(path, found), self._checkpoints.get(path)
+        checkpoint = back or known
+        if lost is None and checkpoint is not None and growing.is_trusted(handle, checkpoint, found):
+            return checkpoint
+        if lost is not None or known is not None:
+            self._part(path, lost)
+        start = (
+            back if back is not None and growing.is_trusted(handle, back, found) else self._first(path, handle, found)
+        )
+        self._remember(start)
+        return start
+
+    def _first(self, path: str, handle: int, found: os.stat_result) -> Checkpoint:
+        """Return where to begin: behind what was read of the same file under another name, else at the start."""
+        other = self._checkpoints.get(self._by_inode.get((found.st_dev, found.st_ino), ""))
+        if other is not None and growing.is_trusted(handle, other, found):
+            return other._replace(path=path)
+        return growing.fresh(path, found)
+
+    def _take_back(self, path: str, found: os.stat_result) -> Checkpoint | None:
+        """Return how far a file was read that was rotated away and has a followed name again."""
+        for rotated in self._rotated:
+            if growing.is_same_file(rotated.checkpoint, found):
+                self._rotated.remove(rotated)
+                os.close(rotated.handle)
+                if rotated.stored:
+                    self._forget(rotated.checkpoint.path)
+                return rotated.checkpoint._replace(path=path)
+        return None
+
+    def _follow_vanished(self, listing: Listing) -> None:
+        """Part from files whose names are gone, once each."""
+        present = set(listing.paths)
+        self._settled -= present
+        for path in sorted((self._checkpoints.keys() | self._handles.keys()) - present - self._settled):
+            if os.path.dirname(path) not in listing.folders:  # noqa: PTH120
+                continue
+            with contextlib.suppress(OSError):
+                self._part(path, self._handles.pop(path, None))
+                self._settled.add(path)
+                self._seen.pop(path, None)
+
+    def _part(self, path: str, handle: int | None) -> None:
+        """Follow the file that was read under `path` to where it is now. Owns `handle`, if it was kept open."""
+        old = self._checkpoints.get(path)
+        if handle is None:
+            if old is not None and old.offset:
+                self._follow(path, old, None)
+            return
+        found = os.fstat(handle)
+        if old is not None and not growing.is_trusted(handle, old, found):
+            # Truncated before it lost its name: a copy may have the old content, and the new one is all unread.
+            self._follow(path, old, None)
+            old = None
+        self._follow(path, old or growing.fresh(path, found), handle)
+
+    def _follow(self, path: str, old: Checkpoint, handle: int | None) -> None:
+        """Find where a file lies that had been read up to `old`, and go on reading it there for a while."""
+        forget = () if growing.follows(PurePath(path).name) else (path,)
+        taken = {*self._checkpoints, *(rotated.checkpoint.path for rotated in self._rotated)} - {path}
+        moved = growing.find_moved(os.path.dirname(path), old, taken)  # noqa: PTH120
+        if not moved and forget and handle is None:
+            self._forget(path)
+        for number, found in enumerate(moved):
+            if growing.follows(PurePath(found.path).name):
+                # It is read under that name by itself, and known by its inode.
+                continue
+            with contextlib.suppress(OSError):
+                if number == 0 and handle is not None:
+                    opened, handle = handle, None
+                else:
+                    opened = growing.open_plain(found.path)
+                self._rotate(path, found, old if number == 0 else None, opened, forget)
+        if handle is not None:
+            self._rotated.append(_Rotated(PurePath(path).name, handle, old, False, -1, self._clock.monotonic()))
+
+    def _rotate(self, path: str, found: Found, old: Checkpoint | None, handle: int, forget: tuple[str, ...]) -> None:
+        """Store where a rotated file is and how far it was read, before its name's next file is read."""
+        status = os.fstat(handle)
+        start = growing.fresh(found.path, status)
+        if old is not None:
+            start = old._replace(path=found.path, dev=status.st_dev, ino=status.st_ino)
+        self._sink.take([], checkpoint=start, forget=[name for name in forget if name != found.path])
+        self._remember(start)
+        self._settled.add(found.path)
+        self._rotated.append(_Rotated(PurePath(path).name, handle, start, True, -1, self._clock.monotonic()))
+
+    def _drain_rotated(self) -> Ticked:
+        """Read what is still written to files that lost their names, and let go of those that stay quiet."""
+        done, kept = NOTHING, []
+        for number, rotated in enumerate(self._rotated):
+            drained = self._drain(rotated)
+            is_quiet = self._clock.monotonic() - rotated.quiet_since >= self._settings.rotated_wait_s
+            is_surplus = len(self._rotated) - number > ROTATED_MAX
+            if drained.more or not (is_quiet or is_surplus):
+                kept.append(rotated)
+            else:
+                drained = both(drained, self._let_go(rotated))
+            done = both(done, drained)
+        self._rotated = kept
+        return done
+
+    def _drain(self, rotated: _Rotated) -> Ticked:
+        try:
+            found = os.fstat(rotated.handle)
+            if found.st_size == rotated.size or not growing.is_trusted(rotated.handle, rotated.checkpoint, found):
+                return NOTHING
+            done, rotated.checkpoint = self._read(rotated.handle, rotated.checkpoint, stored=rotated.stored)
+        except OSError:
+            return NOTHING
+        if not done.more:
+            rotated.size, rotated.quiet_since = found.st_size, self._clock.monotonic()
+        return done
+
+    def _let_go(self, rotated: _Rotated) -> Ticked:
+        """Close a rotated file; a last line that never ended goes to quarantine."""
+        rest = b""
+        with contextlib.suppress(OSError):
+            reader = Reader(rotated.handle, rotated.checkpoint, self._settings.line_bytes_max)
+            rest = reader.rest(BYTES_KEPT_MAX)
+        rejects = []
+        if rest.strip(b"\0 \r"):
+            rejects.append(Reject(rotated.name, rotated.checkpoint.offset, rest, "incomplete", "no final newline"))
+        taken = self._sink.take([], rejects=rejects)
+        if rotated.stored:
+            self._forget(rotated.checkpoint.path)
+        os.close(rotated.handle)
+        return ticked(taken)
+
+    def _remember(self, checkpoint: Checkpoint) -> None:
+        self._checkpoints[checkpoint.path] = checkpoint
+        self._by_inode[(checkpoint.dev, checkpoint.ino)] = checkpoint.path
+
+    def _forget(self, path: str) -> None:
+        self._sink.take([], forget=[path])
+        known = self._checkpoints.pop(path, None)
+        self._settled.discard(path)
+        if known is not None and self._by_inode.get((known.dev, known.ino)) == path:
+            del self._by_inode[(known.dev, known.ino)]
+
+    def _read(self, handle: int, checkpoint: Checkpoint, *, stored: bool = True) -> tuple[Ticked, Checkpoint]:
+        """Take in what lies behind the checkpoint, a bounded number of chunks; return how far that went."""
+        reader = Reader(handle, checkpoint, self._settings.line_bytes_max)
+        done = NOTHING
+        with _without_gc():
+            for piece in reader.pieces():
+                done = both(done, ticked(self._take_piece(reader, piece, stored)))
+                self._chunks_left = max(self._chunks_left - 1, 0)
+                if self._chunks_left == 0:
+                    return done._replace(more=True), reader.checkpoint
+        return done, reader.checkpoint
+
+    def _take_piece(self, reader: Reader, piece: Piece, stored: bool) -> Taken:
+        items: list[Identified] = []
+        rejects: list[Reject] = [] if piece.reject is None else [piece.reject]
+        occurrences = Occurrences(reader.checkpoint.occurrences)
+        if piece.data:
+            self._decode_lines(piece.data, reader.checkpoint, occurrences, items, rejects)
+        after = reader.after(piece, occurrences)
+        checkpoint = after if stored else None
+        try:
+            taken = self._sink.take(items, rejects=rejects, checkpoint=checkpoint)
+        except REFUSALS:
+            taken = self._take_one_by_one(items, rejects, checkpoint)
+        reader.checkpoint = after
+        if stored:
+            self._remember(after)
+        return taken
+
+    def _take_one_by_one(self, items: list[Identified], rejects: list[Reject], after: Checkpoint | None) -> Taken:
+        """Insert a chunk that the database refused event by event, and move on only when every one is settled."""
+        total = Taken(0, 0, 0, 0)
+        for item in items:
+            try:
+                taken = self._sink.take([item])
+            except REFUSALS as error:
+                # The bytes are still in the file that others own; the summary names the event.
+                refused = Reject(f"event:{item.id.hex()}", 0, None, "store_refused", type(error).__name__)
+                taken = self._sink.take([], rejects=[refused])
+            total = plus(total, taken)
+        return plus(total, self._sink.take([], rejects=rejects, checkpoint=after))
+
+    def _decode_lines(
+        self,
+        data: bytes,
+        checkpoint: Checkpoint,
+        occurrences: Occurrences,
+        items: list[Identified],
+        rejects: list[Reject],
+    ) -> None:
+        """Decode whole lines; what cannot be decoded is rejected with its place, and the rest goes on."""
+        offset, name = checkpoint.offset, PurePath(checkpoint.path).name
+        now_us = self._clock.now_us()
+        repositories = self._repositories
+        count = occurrences.next
+        append = items.append
+        has_nul = b"\0" in data
+        for raw in data.split(b"\n"):
+            if raw and not raw.isspace():
+                try:
+                    # NULs before a line are the hole that a truncation left under a writer that kept its place.
+                    line = parse_line(raw.lstrip(b"\0") or raw if has_nul else raw)
+                    at_us = stamp_us(line)
+                    e = decode_line(line, now_us if at_us is None else at_us, repositories)
+                except LineRejected as rejected:
+                    rejects.append(Reject(name, offset, raw, rejected.reason, rejected.detail))
+                else:
+                    stamp = "" if at_us is None else str(at_us)
+                    fact = line_fact(
+                        checkpoint.form, stamp, line.id, e.session, e.kind, e.tool, e.outcome, e.duration_ms
+                    )
+                    append(Identified(line_id(fact, 0 if at_us is None else at_us // 1000, count(fact)), e))
+            offset += len(raw) + 1
+
+
+def list_shared(places: list[str]) -> Listing:
+    """Return the files to follow: the `*.jsonl` directly in each folder, and each place that is a file itself."""
+    paths: dict[str, None] = {}
+    folders: set[str] = set()
+    for place in places:
+        try:
+            with os.scandir(place) as entries:
+                names = sorted(entry.name for entry in entries if growing.follows(entry.name))
+            paths.update(dict.fromkeys(f"{place}/{name}" for name in names))
+            folders.add(place)
+        except NotADirectoryError:
+            paths[place] = None
+            folders.add(os.path.dirname(place))  # noqa: PTH120
+        except FileNotFoundError:
+            # A single file between two rotations, if its folder is there.
+            if os.path.isdir(parent := os.path.dirname(place)):  # noqa: PTH112, PTH120
+                folders.add(parent)
+        except OSError:
+            # No permission, or no descriptors left: what lies there is not gone, it cannot be seen now.
+            continue
+    return Listing(list(paths), folders)
+
+
+def _in_turn(paths: list[str], last: str) -> list[str]:
+    """Return the paths, beginning behind the one that used up the last round."""
+    if last not in paths:
+        return paths
+    start = paths.index(last) + 1
+    return paths[start:] + paths[:start]
+
+
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Hold the cycle collector off while a chunk is taken in: thousands of live tuples and no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,61 @@
+"""What the reading parts of the tail share: where lines go, and how the work of a round is counted.
+
+The store's Ingest is the only sink today. One call is one unit: it commits as a whole or raises and stores nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from metricsd.store.events import Identified
+from metricsd.store.ingest import Taken
+from metricsd.store.quarantine import Reject
+from metricsd.store.sources import Checkpoint
+
+REFUSALS = (sqlite3.Error, OverflowError, UnicodeError, TypeError, ValueError)
+"""What SQLite's binding raises for one value that it cannot store; a StoreError (disk, lock) is none of these."""
+
+
+class Sink(Protocol):
+    """Where lines go: the store's Ingest."""
+
+    def take(
+        self,
+        items: list[Identified],
+        *,
+        rejects: Sequence[Reject] = ...,
+        checkpoint: Checkpoint | None = ...,
+        forget: Sequence[str] = ...,
+        full: bool = ...,
+    ) -> Taken:
+        """Commit one unit, or raise and store nothing of it."""
+        ...
+
+
+class Ticked(NamedTuple):
+    """What one tick did. `more` says that work is left and the next tick should come at once."""
+
+    added: int
+    known: int
+    rejected: int
+    more: bool
+
+
+NOTHING = Ticked(0, 0, 0, more=False)
+
+
+def ticked(taken: Taken, *, more: bool = False) -> Ticked:
+    """Return a unit's outcome in the words of a tick."""
+    return Ticked(taken.added, taken.known + taken.twins, taken.rejected, more)
+
+
+def both(a: Ticked, b: Ticked) -> Ticked:
+    """Return two pieces of work as one."""
+    return Ticked(a.added + b.added, a.known + b.known, a.rejected + b.rejected, a.more or b.more)
+
+
+def plus(a: Taken, b: Taken) -> Taken:
+    """Return two units as one."""
+    return Taken(a.added + b.added, a.known + b.known, a.twins + b.twins, a.rejected + b.rejected)
