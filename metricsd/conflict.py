@@ -73,6 +73,11 @@ class FieldRule(NamedTuple):
     per_record: bool = False
     fallback: Strategy = Strategy.MERGE_FIELDS
 
+    @classmethod
+    def of(cls, strategy: str, clash: str, per: str, fallback: str) -> FieldRule:
+        """Return the rule that a policy names in plain words; raise ValueError for a word that there is not."""
+        return cls(Strategy(strategy), Clash(clash), per == "record", Strategy(fallback))
+
 
 DEFAULT_RULE = FieldRule()
 ANY_FIELD = "*"
@@ -143,41 +148,34 @@ def resolve(
     `fresh` is the caller's next stamp, later than all in the conflict: a value that neither side has gets it.
     `proposals` are a plug-in's answers for the fields under `custom`, already checked.
     """
-    local, remote = conflict.local, conflict.remote
-    if local.deleted or remote.deleted:
-        taken, how = _deletion(conflict, delete)
-        version = _revived(conflict, taken, fresh) if not taken.deleted else taken
-        side = _LOCAL if taken is local else _REMOTE
-        differ = local.deleted != remote.deleted
-        strategy = how if how != _SINGLE else Strategy.MERGE_FIELDS.value
-        return _resolution(conflict, version, {"deleted": f"{how}={side}"} if differ else {}, strategy)
+    if conflict.local.deleted or conflict.remote.deleted:
+        return _resolve_deletion(conflict, delete, fresh)
+    fields, stamps, differing = _agreed(conflict.local, conflict.remote)
     rule_of = _rule_of(rules)
-    names = sorted(local.fields.keys() | remote.fields.keys())
-    whole = _later_record(conflict, names, rule_of)
-    text = fresh.text()
-    fields: dict[str, FieldValue] = {}
-    stamps: dict[str, str] = {}
+    whole = _later_record(conflict, differing, rule_of)
     decided: dict[str, str] = {}
-    used: dict[bool, set[str]] = {True: set(), False: set()}
-    for name in names:
-        here, there = _side(local, name), _side(remote, name)
-        if _equal(here.value, there.value):
-            outcome = _Outcome(*(here if here.stamp >= there.stamp else there), _SINGLE, _LOCAL)
-        else:
-            rule = rule_of(name)
-            outcome = _decide(conflict, name, rule, (here, there), whole, proposals or {})
-            decided[name] = f"{outcome.how}={outcome.taken}"
-            used[outcome.how != _SINGLE].add(_strategy_of(rule, outcome))
-        if outcome.value is None and not outcome.stamp and (outcome.taken == _REMOTE or name not in decided):
-            continue
-        fields[name] = outcome.value
-        # A side without the field cleared it by winning: the clearing is a change of its own.
-        stamp = text if outcome.stamp is None or (outcome.value is None and not outcome.stamp) else outcome.stamp
-        if stamp:
-            stamps[name] = stamp
-    version = Version(fields=fields, stamps=stamps, stamp=max(local.stamp or "", remote.stamp or "") or None)
-    ways = used[True] or used[False] or {Strategy.MERGE_FIELDS.value}
-    return _resolution(conflict, version, decided, ways.pop() if len(ways) == 1 else Strategy.MERGE_FIELDS.value)
+    taken: set[str] = set()
+    clashed: set[str] = set()
+    single: set[str] = set()
+    for name in differing:
+        sides = _side(conflict.local, name), _side(conflict.remote, name)
+        rule = rule_of(name)
+        value, stamp, how, side = _decide(conflict, name, rule, sides, whole, proposals)
+        decided[name] = f"{how}={side}"
+        taken.add(side)
+        (single if how == _SINGLE else clashed).add(_strategy_of(rule, how))
+        if value is None and not stamp:
+            if side == _REMOTE:
+                continue
+            # A side without the field cleared it by winning: the clearing is a change of its own.
+            stamp = None
+        fields[name] = value
+        if stamp != "":
+            stamps[name] = fresh.text() if stamp is None else stamp
+    version = Version(fields=fields, stamps=stamps, stamp=_max_or_none(conflict.local.stamp, conflict.remote.stamp))
+    ways = clashed or single
+    strategy = ways.pop() if len(ways) == 1 else Strategy.MERGE_FIELDS.value
+    return Resolution(version, decided, strategy, taken - {_LOCAL} != set(), taken - {_REMOTE} != set())
 
 
 def clashing(conflict: Conflict) -> list[str]:
@@ -215,9 +213,36 @@ def _present(version: Version) -> dict[str, FieldValue]:
     return {name: value for name, value in version.fields.items() if value is not None}
 
 
-def _resolution(conflict: Conflict, version: Version, decided: Mapping[str, str], strategy: str) -> Resolution:
-    changed_local, changed_remote = not same(version, conflict.local), not same(version, conflict.remote)
-    return Resolution(version, decided, strategy, changed_local, changed_remote)
+def _resolve_deletion(conflict: Conflict, rule: DeleteRule, fresh: Stamp) -> Resolution:
+    taken, how = _deletion(conflict, rule)
+    version = taken if taken.deleted else _revived(conflict, taken, fresh)
+    side = _LOCAL if taken is conflict.local else _REMOTE
+    decided = {"deleted": f"{how}={side}"} if conflict.local.deleted != conflict.remote.deleted else {}
+    strategy = how if how != _SINGLE else Strategy.MERGE_FIELDS.value
+    return Resolution(version, decided, strategy, not same(version, conflict.local), not same(version, conflict.remote))
+
+
+def _agreed(local: Version, remote: Version) -> tuple[dict[str, FieldValue], dict[str, str], list[str]]:
+    """Return the fields on which both sides agree, each with its later stamp, and the names of the others."""
+    fields: dict[str, FieldValue] = {}
+    stamps: dict[str, str] = {}
+    differing = []
+    for name in sorted(local.fields.keys() | remote.fields.keys()):
+        here, there = local.fields.get(name), remote.fields.get(name)
+        if not _equal(here, there):
+            differing.append(name)
+            continue
+        stamp, other = local.stamps.get(name, ""), remote.stamps.get(name, "")
+        if here is None and not stamp and not other:
+            continue
+        fields[name] = here if stamp >= other else there
+        if stamp or other:
+            stamps[name] = max(stamp, other)
+    return fields, stamps, differing
+
+
+def _max_or_none(one: str | None, other: str | None) -> str | None:
+    return max(one or "", other or "") or None
 
 
 def _rule_of(rules: Rules) -> Callable[[str], FieldRule]:
@@ -227,9 +252,9 @@ def _rule_of(rules: Rules) -> Callable[[str], FieldRule]:
     return lambda name: known.get(name, default)
 
 
-def _strategy_of(rule: FieldRule, outcome: _Outcome) -> str:
+def _strategy_of(rule: FieldRule, how: str) -> str:
     """Return the strategy that decided: the rule's own, or its fallback where a plug-in proposed nothing."""
-    if rule.strategy is Strategy.CUSTOM and outcome.how not in (Strategy.CUSTOM, _SINGLE):
+    if rule.strategy is Strategy.CUSTOM and how not in (Strategy.CUSTOM, _SINGLE):
         return _fallback(rule).strategy.value
     return rule.strategy.value
 
@@ -274,20 +299,22 @@ def _revived(conflict: Conflict, live: Version, fresh: Stamp) -> Version:
 
 def _later_record(conflict: Conflict, names: list[str], rule_of: Callable[[str], FieldRule]) -> str:
     """Return the side with the latest change among the fields that are decided per record; "" without such fields."""
-    found = {}
-    base = conflict.base or _EMPTY
-    for side, version in ((_LOCAL, conflict.local), (_REMOTE, conflict.remote)):
-        changes = [
-            (here.stamp, name, json.dumps(here.value))
-            for name in names
-            if (rule := rule_of(name)).per_record
-            and rule.strategy is Strategy.LATEST_WINS
-            and _changed(here := _side(version, name), _side(base, name))
-        ]
-        found[side] = sorted(changes, reverse=True)
-    if not found[_LOCAL] and not found[_REMOTE]:
+    wanted = [name for name in names if (rule := rule_of(name)).per_record and rule.strategy is Strategy.LATEST_WINS]
+    if not wanted:
         return ""
-    return _LOCAL if found[_LOCAL] > found[_REMOTE] else _REMOTE
+    base = conflict.base or _EMPTY
+    here, there = (
+        sorted(
+            (
+                (side.stamp, name, json.dumps(side.value))
+                for name in wanted
+                if _changed(side := _side(version, name), _side(base, name))
+            ),
+            reverse=True,
+        )
+        for version in (conflict.local, conflict.remote)
+    )
+    return _LOCAL if here > there else _REMOTE
 
 
 def _decide(
@@ -296,7 +323,7 @@ def _decide(
     rule: FieldRule,
     sides: tuple[_Side, _Side],
     whole: str,
-    proposals: Mapping[str, FieldValue],
+    proposals: Mapping[str, FieldValue] | None,
 ) -> _Outcome:
     """Return what becomes of one field whose sides differ."""
     local, remote = sides
@@ -315,9 +342,9 @@ def _decide(
     if strategy is Strategy.LATEST_WINS:
         return _later(local, remote, strategy)
     if strategy is Strategy.CUSTOM:
-        if name in proposals:
+        if proposals is not None and name in proposals:
             return _settle(proposals[name], local, remote, strategy)
-        return _decide(conflict, name, _fallback(rule), sides, whole, {})
+        return _decide(conflict, name, _fallback(rule), sides, whole, None)
     return _clash(conflict, name, rule.clash, local, remote)
 
 
