@@ -34,6 +34,7 @@ from metricsd.errors import (
     CloudRefused,
     CloudUnreachable,
     ConfigError,
+    CursorExpired,
     HistoryChanged,
     StreamForked,
     UsageError,
@@ -302,6 +303,8 @@ def _refusal(url: str, answer: Answer) -> CloudError:
         return AuthError(f"{url} does not accept this login ({said}): run `metricsd login {url}` with a new token")
     if status == HTTPStatus.CONFLICT and problem.code == "stream_fork":
         return StreamForked(f"{url}: {said}")
+    if status == HTTPStatus.GONE and problem.code == "cursor_expired":
+        return CursorExpired(f"{url}: {said}")
     if status == HTTPStatus.GONE:
         return HistoryChanged(f"{url}: {said}")
     return CloudRefused(f"{url} refused the request: {said}", status, problem.code)

@@ -40,6 +40,7 @@ class Store(NamedTuple):
     backup_hour: int = 3
     quarantine_days: int = 30
     quarantine_bytes_max: int = 256 * 1024 * 1024
+    conflict_days: int = 90
 
 
 class Sessions(NamedTuple):
@@ -57,6 +58,7 @@ class Sync(NamedTuple):
     pull: str = "all"
     level: str = "metrics"
     share_projects: tuple[str, ...] = ()
+    realtime: bool = True
     connect_timeout_s: float = 5.0
     request_timeout_s: float = 30.0
     backoff_max_s: float = 300.0
@@ -83,6 +85,9 @@ class Cloud(NamedTuple):
     page_max: int = 1000
     commit_delay_ms: float = 5.0
     drain_timeout_s: float = 5.0
+    heartbeat_s: float = 15.0
+    stream_poll_s: float = 1.0
+    streams_max: int = 1000
 
 
 class Config(NamedTuple):
@@ -107,6 +112,8 @@ class Rule(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
+_BOOLS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
 _SECTIONS: dict[str, type[Any]] = {
     "tail": Tail,
     "store": Store,
@@ -130,12 +137,6 @@ RULES: dict[str, Rule] = {
     "tail.line_bytes_max": Rule(
         "bytes", "longest line that is read; longer ones go to quarantine by name and size", 4096, 256 * 1024 * 1024
     ),
-    "store.retention_days": Rule(
-        "days", "age at which synced events are folded into the daily totals; 0 keeps all", 0, 36500
-    ),
-    "store.backup_keep": Rule("files", "nightly backups that are kept", 0, 30),
-    "store.backup_hour": Rule("hour of the local day", "when the nightly backup runs", 0, 23),
-    "store.quarantine_days": Rule("days", "how long quarantined bytes are kept; their summary stays", 1, 3650),
     "tail.sources": Rule(
         "absolute paths",
         "folders, or single files, whose `*.jsonl` are read like the spool's shared files and never changed",
@@ -148,9 +149,16 @@ RULES: dict[str, Rule] = {
     "tail.rotated_wait_s": Rule(
         "seconds", "how long a file that lost its name to rotation is read on after its last growth", 0.05, 86400
     ),
+    "store.retention_days": Rule(
+        "days", "age at which synced events are folded into the daily totals; 0 keeps all", 0, 36500
+    ),
+    "store.backup_keep": Rule("files", "nightly backups that are kept", 0, 30),
+    "store.backup_hour": Rule("hour of the local day", "when the nightly backup runs", 0, 23),
+    "store.quarantine_days": Rule("days", "how long quarantined bytes are kept; their summary stays", 1, 3650),
     "store.quarantine_bytes_max": Rule(
         "bytes", "cap of all quarantined bytes; the oldest are summarised first", 0, 1 << 40
     ),
+    "store.conflict_days": Rule("days", "how long what lost a conflict can be restored", 1, 36500),
     "sessions.idle_end_s": Rule(
         "seconds", "silence after which a session without an end is shown as ended (`inferred`)", 0.05, 30 * 86400
     ),
@@ -162,6 +170,9 @@ RULES: dict[str, Rule] = {
         "", "what leaves this machine: `metrics` hashes names, `names` sends them", choices=("metrics", "names")
     ),
     "sync.share_projects": Rule("names", "projects whose names are sent at level `metrics`"),
+    "sync.realtime": Rule(
+        "", "hear of other devices' changes at once, and send ended sessions, failures and edits within a second"
+    ),
     "sync.connect_timeout_s": Rule("seconds", "longest wait for a connection to the cloud", 0.05, 300),
     "sync.request_timeout_s": Rule("seconds", "longest wait for an answer of the cloud", 0.05, 600),
     "sync.backoff_max_s": Rule("seconds", "longest pause between attempts while the cloud fails", 0.05, 86400),
@@ -180,6 +191,13 @@ RULES: dict[str, Rule] = {
     "cloud.page_max": Rule("items", "most items in one page of changes", 1, 10_000),
     "cloud.commit_delay_ms": Rule("milliseconds", "how long a write waits for others to share its commit", 0, 10),
     "cloud.drain_timeout_s": Rule("seconds", "how long open requests may finish at a stop", 0.1, 60),
+    "cloud.heartbeat_s": Rule("seconds", "silence after which an open stream of news sends a heartbeat", 0.05, 300),
+    "cloud.stream_poll_s": Rule(
+        "seconds", "how often a process looks for what other processes stored, and for revoked tokens", 0.05, 60
+    ),
+    "cloud.streams_max": Rule(
+        "streams", "most streams of news in one process; further devices sync by interval", 0, 100_000
+    ),
 }
 
 
@@ -330,6 +348,8 @@ def _from_text(name: str, text: str, where: str) -> Any:
         raise ConfigError(f"{where}: {name} must be {_describe(name, expected)}, not {text!r}") from error
     if expected is str:
         return text
+    if expected is bool:
+        return _BOOLS.get(text.strip().lower(), text)
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -347,11 +367,17 @@ def _checked(name: str, value: Any, where: str) -> Any:
         ):
             raise wrong
         return expected(value)
+    if expected is bool:
+        if not isinstance(value, bool):
+            raise wrong
+        return value
     if expected is str:
         if not isinstance(value, str) or (rule.choices and value not in rule.choices):
             raise wrong
         return value
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise wrong
+    if name == "tail.sources" and not all(item.startswith(("/", "~")) for item in value):
         raise wrong
     return tuple(value)
 
@@ -360,7 +386,9 @@ def _describe(name: str, expected: Any) -> str:
     rule = RULES[name]
     if rule.choices:
         return "one of " + ", ".join(rule.choices)
-    kind = {int: "a whole number", float: "a number", str: "text"}.get(expected, "a list of texts")
+    kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
+        expected, "a list of texts"
+    )
     if rule.low is not None:
         kind += f" from {rule.low:g} to {rule.high:g}"
     return f"{kind} ({rule.unit})" if rule.unit else kind
@@ -375,8 +403,6 @@ def _line_of(text: str, section: str, key: str | None) -> int:
             inside = bare.strip("[] \t").split(".")[0].strip("\"' ") == section
             if inside and key is None:
                 return number
-    if name == "tail.sources" and not all(item.startswith(("/", "~")) for item in value):
-        raise wrong
             continue
         name = bare.split("=")[0].strip().replace('"', "").replace("'", "")
         wanted = (section, f"{section}.") if key is None else (f"{section}.{key}",)

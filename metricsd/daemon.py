@@ -26,7 +26,7 @@ from metricsd.control_server import ControlServer
 from metricsd.errors import EXIT_FAILED, MetricsdError, StoreUnavailable
 from metricsd.intake import open_intake
 from metricsd.schedule import Chore, Schedule
-from metricsd.store import outbox
+from metricsd.store import conflict_log, outbox
 from metricsd.store.backup import backup
 from metricsd.store.connection import Store
 from metricsd.store.counters import close_idle
@@ -247,7 +247,7 @@ class Daemon:
 
     def _retain(self) -> int:
         settings = self._config.store
-        dropped = sweep(
+        dropped = conflict_log.sweep(self._opened.store, settings.conflict_days) + sweep(
             self._opened.store, older_than_us=settings.quarantine_days * DAY_US, bytes_max=settings.quarantine_bytes_max
         )
         return dropped + fold(self._opened.store, days=settings.retention_days, synced_through=self._synced_through())

@@ -175,9 +175,7 @@ def added(one: Report, other: Report) -> Report:
     other.pulled_events += one.pulled_events
     other.pulled_records += one.pulled_records
     other.duration_ms += one.duration_ms
-    other.conflicts.resolved += one.conflicts.resolved
-    for strategy, count in one.conflicts.by_strategy.items():
-        other.conflicts.by_strategy[strategy] = other.conflicts.by_strategy.get(strategy, 0) + count
+    other.conflicts.add(one.conflicts.by_strategy)
     other.rejected = [*one.rejected, *other.rejected]
     other.notes = list(dict.fromkeys([*one.notes, *other.notes]))
     return other

@@ -35,6 +35,10 @@ _COUNT = "SELECT count(*) FROM (SELECT 1 FROM event WHERE pos > ? LIMIT ?)"
 _QUARANTINED = """
 SELECT count(*) FILTER (WHERE reason GLOB 'cloud_*' OR file GLOB 'http*:*'), count(*) FROM quarantine WHERE state = 'open'
 """
+_COUNTS = """
+SELECT (SELECT count(*) FROM session) - (SELECT count(*) FROM record WHERE type = 'session' AND deleted = 1),
+       (SELECT count(*) FROM record WHERE type = 'tool_metric' AND deleted = 0)
+"""
 _PENDING_RECORDS = (
     "SELECT count(*) FROM record WHERE dirty > 0 AND conflict IS NULL",
     "SELECT count(*) FROM session_counters WHERE dirty > 0 AND device = (SELECT value FROM state WHERE key = 'own_device')",
@@ -178,6 +182,7 @@ def _store(paths: Paths) -> tuple[Section, Section]:
         "path": str(paths.store),
         "events": 0,
         "sessions": 0,
+        "tool_metrics": 0,
         "bytes": _size_of(paths),
         "schema": None,
         "healthy": True,
@@ -194,7 +199,7 @@ def _store(paths: Paths) -> tuple[Section, Section]:
             section["schema"] = db.execute("PRAGMA user_version").fetchone()[0]
             state: Section = dict(db.execute("SELECT key, value FROM state"))
             section["events"] = int(state.get("live_events", 0))
-            section["sessions"] = db.execute("SELECT count(*) FROM session").fetchone()[0]
+            section["sessions"], section["tool_metrics"] = db.execute(_COUNTS).fetchone()
             on_wire, all_open = db.execute(_QUARANTINED).fetchone()
             section["quarantined"] = all_open - on_wire
             state["sync_quarantined"] = on_wire

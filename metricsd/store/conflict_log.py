@@ -118,6 +118,12 @@ def list_open(store: Store, limit: int = 1000, after: int = 0) -> list[Entry]:
     return [_entry(row) for row in store.db.execute(_LIST_OPEN, (after, limit)).fetchall()]
 
 
+def last_open(store: Store, limit: int, after: int) -> int:
+    """Return the number of the last of the next `limit` open conflicts behind `after`; `after` if there is none."""
+    sql = "SELECT max(id) FROM (SELECT id FROM conflict_log WHERE state = 'open' AND id > ? ORDER BY id LIMIT ?)"
+    return int(store.db.execute(sql, (after, limit)).fetchone()[0] or after)
+
+
 def list_all(store: Store, limit: int = 1000) -> list[Entry]:
     """Return the newest conflicts of every state, newest first."""
     return [_entry(row) for row in store.db.execute(_LIST_ALL, (limit,)).fetchall()]

@@ -10,20 +10,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from enum import StrEnum
+from functools import partial
 from math import isfinite
-from typing import NamedTuple
 
 import msgspec
 
 from metricsd.conflict import Version as Version
 from metricsd.conflict import same as same
 from metricsd.errors import LineRejected
-from metricsd.hlc import Stamp, next_stamp, observe, parse_stamp
+from metricsd.hlc import parse_stamp
 from metricsd.protocol import RECORD_ID_BYTES_MAX, FieldValue, RecordState
 from metricsd.store import conflict_log, hlc_mark
 from metricsd.store.conflict_log import Decision, Entry, State, text_of, version_from
 from metricsd.store.connection import Store
+from metricsd.store.record_steps import (
+    NOTHING,
+    confirmed,
+    decided,
+    edited,
+    offered,
+    rebased,
+    restamped,
+    stamps_of,
+    taken,
+)
+from metricsd.store.record_steps import Met as Met
+from metricsd.store.record_steps import Pending as Pending
+from metricsd.store.record_steps import Record as Record
+from metricsd.store.record_steps import meet as meet
 
 FIELDS_MAX = 64
 VALUE_BYTES_MAX = 16 * 1024
@@ -54,40 +68,6 @@ WHERE dirty > 0
 """
 
 
-class Record(NamedTuple):
-    """A record as this device has it. `base` and `rev` are None before the first agreement with the cloud."""
-
-    version: Version
-    base: Version | None
-    rev: str | None
-    dirty: int
-    conflict: int | None
-
-
-class Pending(NamedTuple):
-    """A record to push: what changed since the base, and what it is as a whole when that is applied."""
-
-    type: str
-    id: str
-    rev: str | None
-    changed: dict[str, FieldValue]
-    stamps: dict[str, str]
-    deleted: bool
-    stamp: str | None
-    version: Version
-    dirty: int
-
-
-class Met(StrEnum):
-    """What came of comparing a remote version with the local one."""
-
-    SAME = "same"
-    ADOPTED = "adopted"
-    AHEAD = "ahead"
-    """The local version builds on the remote one: it is pushed on top of it."""
-    CONFLICT = "conflict"
-
-
 _encode = msgspec.json.Encoder(order="sorted").encode
 _decode_fields = msgspec.json.Decoder(dict[str, FieldValue]).decode
 _decode_stamps = msgspec.json.Decoder(dict[str, str]).decode
@@ -110,23 +90,14 @@ def edit(store: Store, kind: str, record_id: str, fields: Mapping[str, FieldValu
     for a name or value that the wire could not carry.
     """
     check(kind, record_id, fields)
-    old = get(store, kind, record_id) or Record(Version(), None, None, 0, None)
-    version = old.version
-    changed = {name: value for name, value in fields.items() if version.fields.get(name) != value or version.deleted}
-    if not changed and delete == version.deleted:
-        return version
-    seen = [*version.stamps.values(), *([version.stamp] if version.stamp else [])]
-    stamp = hlc_mark.make(store, seen).text()
-    new = Version(
-        fields=version.fields | changed,
-        stamps=version.stamps | dict.fromkeys(changed, stamp),
-        deleted=delete,
-        stamp=stamp if delete != version.deleted else version.stamp,
-    )
-    _put(store, kind, record_id, old._replace(version=new, dirty=old.dirty + 1))
+    old = get(store, kind, record_id) or NOTHING
+    new = edited(old, fields, delete=delete, make_stamp=partial(hlc_mark.make, store))
+    if new is old:
+        return old.version
+    _put(store, kind, record_id, new)
     if old.conflict is not None:
-        conflict_log.local_changed(store, old.conflict, new)
-    return new
+        conflict_log.local_changed(store, old.conflict, new.version)
+    return new.version
 
 
 def replace(store: Store, kind: str, record_id: str, wanted: Version) -> Version:
@@ -151,11 +122,9 @@ def decide(store: Store, entry: Entry, result: Version, decision: Decision) -> b
     if current is None or (current.state, current.remote_rev) != (State.OPEN, entry.remote_rev):
         return False
     check(entry.type, entry.record_id, result.fields)
-    agreed = same(result, entry.remote)
-    version = entry.remote if agreed else _covering(result, entry.remote)
-    dirty = 0 if agreed else record.dirty + 1
-    _put(store, entry.type, entry.record_id, Record(version, entry.remote, entry.remote_rev, dirty, None))
-    conflict_log.resolve(store, entry._replace(local=record.version), version, decision)
+    new = decided(record, entry.remote, entry.remote_rev, result)
+    _put(store, entry.type, entry.record_id, new)
+    conflict_log.resolve(store, entry._replace(local=record.version), new.version, decision)
     return True
 
 
@@ -175,7 +144,7 @@ def pending(store: Store, limit: int, after: tuple[str, str] = ("", "")) -> list
     for kind, record_id in store.db.execute(_PENDING, (*after, limit)).fetchall():
         record = get(store, kind, record_id)
         if record is not None:
-            found.append(_pending(kind, record_id, record))
+            found.append(offered(kind, record_id, record))
     return found
 
 
@@ -190,8 +159,7 @@ def applied(store: Store, item: Pending, rev: str) -> None:
     record = get(store, item.type, item.id)
     if record is None:
         return
-    dirty = 0 if record.dirty == item.dirty else record.dirty
-    _put(store, item.type, item.id, record._replace(base=item.version, rev=rev, dirty=dirty))
+    _put(store, item.type, item.id, confirmed(record, item, rev))
 
 
 def refused(store: Store, item: Pending) -> None:
@@ -217,42 +185,19 @@ def pulled(store: Store, remote: RecordState) -> Met:
     Doing it twice changes nothing more. Raises LineRejected for a version that cannot be.
     """
     theirs = version_of(remote)
-    hlc_mark.witness(store, _stamps_of(theirs))
+    hlc_mark.witness(store, stamps_of(theirs))
     record = get(store, remote.type, remote.id)
     if record is None:
         _put(store, remote.type, remote.id, Record(theirs, theirs, remote.rev, 0, None))
         return Met.ADOPTED
     own = remote.device == hlc_mark.device_of(store)
     met = meet(record.version, record.base, theirs, own=own, reoffered=record.rev is None)
-    match met:
-        case Met.SAME | Met.ADOPTED:
-            _close(store, record, met)
-            _put(store, remote.type, remote.id, Record(theirs, theirs, remote.rev, 0, None))
-        case Met.AHEAD:
-            _close(store, record, met)
-            kept = Record(record.version, theirs, remote.rev, max(record.dirty, 1), None)
-            _put(store, remote.type, remote.id, kept)
-        case Met.CONFLICT:
-            _keep_open(store, remote, record, theirs)
+    if met is Met.CONFLICT:
+        _keep_open(store, remote, record, theirs)
+        return met
+    _close(store, record, met)
+    _put(store, remote.type, remote.id, taken(record, theirs, remote.rev, met))
     return met
-
-
-def meet(local: Version, base: Version | None, remote: Version, *, own: bool = False, reoffered: bool = False) -> Met:
-    """Compare a remote version with the local one and their base. Pure.
-
-    `own` says that this device wrote the remote version: if it is older than the local one, field by field, then the
-    answer to that push was lost, and nobody else changed anything. `reoffered` says that the cloud lost history:
-    then a remote version that is older than the base is our past too.
-    """
-    if same(local, remote):
-        return Met.SAME
-    if own and _is_past(remote, local):
-        return Met.AHEAD
-    if base is None:
-        return Met.CONFLICT
-    if same(remote, base) or (reoffered and _is_past(remote, base)):
-        return Met.AHEAD
-    return Met.ADOPTED if same(local, base) else Met.CONFLICT
 
 
 def in_conflict(store: Store, limit: int, after: int = 0) -> list[Entry]:
@@ -263,6 +208,11 @@ def in_conflict(store: Store, limit: int, after: int = 0) -> list[Entry]:
         if record is not None and record.conflict == entry.id:
             found.append(entry._replace(local=record.version))
     return found
+
+
+def stamps_in(entry: Entry) -> list[str]:
+    """Return every stamp of a conflict's versions."""
+    return [stamp for version in (entry.base, entry.local, entry.remote) if version for stamp in stamps_of(version)]
 
 
 def verify(store: Store) -> None:
@@ -293,20 +243,11 @@ def restamp(store: Store, limit_ms: int, ceiling_ms: int) -> int:
         for kind, record_id in store.db.execute(_DIRTY).fetchall()
         if (record := get(store, kind, record_id)) is not None
     }
-    agreed = {s for record in changed.values() if record.base is not None for s in _stamps_of(record.base)}
-    own = {s for record in changed.values() for s in _stamps_of(record.version)} - agreed
-    start = Stamp(limit_ms, 0, hlc_mark.device_of(store))
-    for stamp in map(parse_stamp, agreed):
-        start = observe(start, stamp) if stamp.ms <= ceiling_ms else start
-    renamed: dict[str, str] = {}
-    mark = start
-    for text in sorted(s for s in own if parse_stamp(s).ms > limit_ms):
-        mark = next_stamp(mark, limit_ms, mark.device)
-        renamed[text] = mark.text()
+    renamed, mark = rebased(changed.values(), limit_ms, ceiling_ms, hlc_mark.device_of(store))
     hlc_mark.lower(store, mark)
     count = 0
     for (kind, record_id), record in changed.items():
-        version = _restamped(record.version, renamed)
+        version = restamped(record.version, renamed)
         if version != record.version:
             _put(store, kind, record_id, record._replace(version=version))
             count += 1
@@ -321,7 +262,7 @@ def version_of(remote: RecordState) -> Version:
     version = Version(fields=remote.fields, stamps=remote.stamps, deleted=remote.deleted, stamp=remote.stamp)
     if not version.stamps.keys() <= version.fields.keys():
         raise LineRejected("bad_record", "it has stamps of fields that it does not have")
-    if not all(map(is_stamp, _stamps_of(version))):
+    if not all(map(is_stamp, stamps_of(version))):
         raise LineRejected("bad_record", "it has a stamp that is none")
     return version
 
@@ -362,24 +303,6 @@ def _is_value(value: FieldValue) -> bool:
             return sum(len(part) + 1 for part in value) <= VALUE_BYTES_MAX
 
 
-def _pending(kind: str, record_id: str, record: Record) -> Pending:
-    version, base = record.version, record.base
-    known = base.fields if base is not None and record.rev is not None and not base.deleted else {}
-    changed = {} if version.deleted else {n: v for n, v in version.fields.items() if n not in known or known[n] != v}
-    if not version.deleted and base is not None:
-        # What the cloud's version has and ours does not would stay there: it is cleared by name.
-        changed |= {n: None for n, v in base.fields.items() if v is not None and n not in version.fields}
-    stamps = {name: version.stamps[name] for name in changed if name in version.stamps}
-    return Pending(kind, record_id, record.rev, changed, stamps, version.deleted, version.stamp, version, record.dirty)
-
-
-def _is_past(remote: Version, known: Version) -> bool:
-    """Return whether no field of the remote version, nor its deletion, is later than in a version that we know."""
-    if (remote.stamp or "") > (known.stamp or ""):
-        return False
-    return all(stamp <= known.stamps.get(name, "") for name, stamp in remote.stamps.items())
-
-
 def _keep_open(store: Store, remote: RecordState, record: Record, theirs: Version) -> None:
     if record.conflict is not None:
         conflict_log.remote_changed(store, record.conflict, theirs, remote.rev)
@@ -387,12 +310,6 @@ def _keep_open(store: Store, remote: RecordState, record: Record, theirs: Versio
     versions = (record.base, record.version, theirs)
     opened = conflict_log.begin(store, (remote.type, remote.id), versions, remote.rev)
     _put(store, remote.type, remote.id, record._replace(conflict=opened, dirty=max(record.dirty, 1)))
-
-
-def _covering(version: Version, remote: Version) -> Version:
-    """Return the version with every field of the remote one named: what it does not have is cleared, not forgotten."""
-    cleared: dict[str, FieldValue] = {name: None for name in remote.fields if name not in version.fields}
-    return msgspec.structs.replace(version, fields=cleared | version.fields) if cleared else version
 
 
 def _close(store: Store, record: Record, met: Met) -> None:
@@ -407,13 +324,3 @@ def _put(store: Store, kind: str, record_id: str, record: Record) -> None:
         version.stamp, text_of(record.base) if record.base else None, record.rev, record.dirty, record.conflict,
     )  # fmt: skip
     store.db.execute(_PUT, values)
-
-
-def _restamped(version: Version, renamed: Mapping[str, str]) -> Version:
-    stamps = {name: renamed.get(text, text) for name, text in version.stamps.items()}
-    stamp = renamed.get(version.stamp, version.stamp) if version.stamp else None
-    return Version(fields=version.fields, stamps=stamps, deleted=version.deleted, stamp=stamp)
-
-
-def _stamps_of(version: Version) -> list[str]:
-    return [*version.stamps.values(), *([version.stamp] if version.stamp else [])]

@@ -34,6 +34,11 @@ _NAMES = """
 SELECT DISTINCT project FROM session_counters WHERE project IS NOT NULL AND substr(project, 1, 2) != 'h:'
 UNION SELECT DISTINCT branch FROM session_counters WHERE branch IS NOT NULL AND substr(branch, 1, 2) != 'h:'
 """
+_PROJECT = """
+SELECT c.project FROM session_counters AS c JOIN session AS s ON s.id = c.session
+WHERE s.session_id = ? AND s.app = ? AND c.project IS NOT NULL
+ORDER BY substr(c.project, 1, 2) = 'h:', c.last_at DESC LIMIT 1
+"""
 _AFTER_ALL = "\U0010ffff"
 
 
@@ -98,6 +103,18 @@ def find(store: Store, text: str, address: Address) -> list[Session]:
     found = [one for one in _joined(store, _seen(rows), wanted, address) if not app or _is_under(one, app, text)]
     exact = [one for one in found if text in (one.session_id, one.record_id, f"{one.app}/{one.session_id}")]
     return exact or found
+
+
+def project_of(store: Store, kind: str, record_id: str) -> str | None:
+    """Return the project of a session's or a tool metric's record as this device knows it; None when it does not."""
+    if kind == TYPE:
+        app, _, session_id = record_id.partition("/")
+    else:
+        record = records.get(store, kind, record_id)
+        fields: Mapping[str, FieldValue] = record.version.fields if record is not None else {}
+        app, session_id = str(fields.get("app") or ""), str(fields.get("session") or "")
+    row = store.db.execute(_PROJECT, (session_id, app)).fetchone() if session_id else None
+    return str(row[0]) if row else None
 
 
 def names(store: Store) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from random import Random
 from typing import TypeVar
@@ -32,6 +33,7 @@ from metricsd.errors import (
 )
 from metricsd.identity import Credentials
 from metricsd.ids import EventId
+from metricsd.policy import Layers, places_of
 from metricsd.protocol import PROTOCOL_VERSION, Capabilities, HelloReply, HelloRequest
 from metricsd.store import conflict_log, counters, events, hlc_mark, outbox, records, state
 from metricsd.store.connection import Store
@@ -42,6 +44,7 @@ from metricsd.sync.plan import Action, Decision, LocalStream
 from metricsd.sync.pull import pull
 from metricsd.sync.push import push_counters, push_events, push_records
 from metricsd.sync.report import MODE_ALONE, MODE_REACHED, DryRun, Report, failure_of
+from metricsd.sync.resolving import NoPlugins, Plugins, Policies, Resolver
 from metricsd.sync.round import Round, Run
 
 T = TypeVar("T")
@@ -86,8 +89,13 @@ class Engine:
         run: Run | None = None,
         rng: Random | None = None,
         connect: Callable[[str, str, Sync], CloudClient] = CloudClient,
+        policies: Policies | None = None,
+        plugins: Plugins | None = None,
     ) -> None:
-        """`run` is the executor of the thread that owns the store; `connect(url, token, settings)` makes clients."""
+        """`run` is the executor of the thread that owns the store; `connect(url, token, settings)` makes clients.
+
+        `policies` decide conflicts: those of this home if none are given.
+        """
         self._paths = paths
         self._store = store
         self._settings = settings
@@ -100,6 +108,9 @@ class Engine:
         self._capabilities: Capabilities | None = None
         self._capabilities_until = 0.0
         self._busy = asyncio.Lock()
+        self._plugins = plugins or NoPlugins()
+        in_force = policies or Layers(places_of(paths), keep=True)
+        self._resolver = Resolver(store, self._run, in_force, self._plugins)
 
     async def tick(self, *, reason: str = "interval") -> Report:
         """Run one round and return what it did; `reason` other than "interval" forgets earlier failures.
@@ -145,7 +156,8 @@ class Engine:
                 return 0.0
 
     async def close(self) -> None:
-        """Close the connection to the cloud."""
+        """Close the connection to the cloud, and end the plug-ins' processes."""
+        await self._plugins.close()
         if self._client is not None:
             await self._client.close()
             self._client = self._client_of = None
@@ -192,11 +204,20 @@ class Engine:
         pulls = self._settings.pull != "none" and self._settings.direction != "local_first"
         if pulls and self._settings.direction == "remote_first":
             await pull(sync)
+            await self._resolve(report)
         await push_events(sync)
         if pulls and self._settings.direction != "remote_first":
             await pull(sync)
+        # Before anything is pushed: what an earlier round left open is decided by the policy of now.
+        await self._resolve(report)
         await push_counters(sync)
-        await push_records(sync)
+        await push_records(sync, partial(self._resolve, report))
+
+    async def _resolve(self, report: Report) -> int:
+        """Decide open conflicts and count them in the report; return how many."""
+        done = await self._resolver.resolve_open()
+        report.conflicts.add(done)
+        return done.total()
 
     async def _compare(self, sync: Round) -> None:
         """Say hello and do what the answer calls for; raise StreamForked for another writer."""

@@ -79,8 +79,8 @@ async def push_counters(sync: Round) -> None:
             return
 
 
-async def push_records(sync: Round) -> None:
-    """Send records that changed; those in conflict wait."""
+async def push_records(sync: Round, resolve: Callable[[], Awaitable[int]]) -> None:
+    """Send records that changed; what turns out to be in conflict is resolved (`resolve` says how many) and sent too."""
     for _ in range(RECORD_PASSES_MAX):
         again = False
         after = ("", "")
@@ -89,7 +89,7 @@ async def push_records(sync: Round) -> None:
             sync.again = False
             await _divide(sync, items, _send_records, _refuse_record)
             again = again or sync.again
-        if not again:
+        if not await resolve() and not again:
             return
 
 

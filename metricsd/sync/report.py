@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct, field
 
 from metricsd.errors import (
@@ -41,6 +43,12 @@ class Conflicts(Struct):
     resolved: int = 0
     open: int = 0
     by_strategy: dict[str, int] = field(default_factory=dict)
+
+    def add(self, done: Mapping[str, int]) -> None:
+        """Add conflicts that were resolved, by strategy."""
+        for strategy, count in done.items():
+            self.resolved += count
+            self.by_strategy[strategy] = self.by_strategy.get(strategy, 0) + count
 
 
 class Rejected(Struct, frozen=True):

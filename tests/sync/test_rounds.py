@@ -559,22 +559,24 @@ async def test_stamps_that_the_cloud_finds_too_late_are_rebased_and_the_edit_is_
     assert found.version.stamps["score"] < allowed.text() < edited.stamps["score"]
 
 
-async def test_a_conflict_found_while_pushing_is_kept_open(world: World) -> None:
-    """A device that never pulls learns of the other version from the compare-and-set."""
+async def test_a_conflict_found_while_pushing_is_resolved_and_pushed_in_the_same_round(world: World) -> None:
+    """A device that never pulls learns of the other version from the compare-and-set; the log keeps both."""
     one, two = await world.device("one"), await world.device("two", settings=SETTINGS._replace(direction="local_first"))
     for device, score in ((one, 1), (two, 2)):
         with device.store.transaction():
             records.edit(device.store, "session", "s-1", {"score": score})
     await settle(one, rounds=1)
-    for _ in range(2):
-        report = await two.sync()
-        assert (report.ok, report.conflicts.open, report.pushed_records) == (True, 1, 0)
-    (conflict,) = conflict_log.list_open(two.store)
+    report = await two.sync()
+    assert (report.ok, report.conflicts.open, report.pushed_records) == (True, 0, 1)
+    assert (report.conflicts.resolved, report.conflicts.by_strategy) == (1, {"merge_fields": 1})
+    again = await two.sync()
+    assert (again.ok, again.conflicts.resolved, again.pushed_records) == (True, 0, 0)
+    (conflict,) = conflict_log.list_all(two.store)
     assert (conflict.base, conflict.local.fields, conflict.remote.fields) == (None, {"score": 2}, {"score": 1})
 
 
-async def test_a_conflict_stays_open_with_both_versions_and_is_never_overwritten(world: World) -> None:
-    """Both edited since the base: the device keeps its own, logs base, local and remote, and does not push."""
+async def test_nothing_is_overwritten_without_a_log_row_that_has_both_versions(world: World) -> None:
+    """Both edited since the base: the deciding device logs base, local, remote and result, and all then agree."""
     one, two = await world.device("one"), await world.device("two")
     with one.store.transaction():
         records.edit(one.store, "session", "s-1", {"description": "base", "score": 1})
@@ -584,17 +586,19 @@ async def test_a_conflict_stays_open_with_both_versions_and_is_never_overwritten
             records.edit(device.store, "session", "s-1", {"description": text})
     assert (await one.sync()).ok
 
-    for _ in range(3):
-        report = await two.sync()
-        assert (report.ok, report.conflicts.open) == (True, 1)
-    await settle(one)
+    report = await two.sync()
+    assert (report.ok, report.conflicts.open, report.conflicts.resolved) == (True, 0, 1)
+    await settle(one, two)
 
-    (conflict,) = conflict_log.list_open(two.store)
+    assert conflict_log.list_all(one.store) == []
+    (conflict,) = conflict_log.list_all(two.store)
     versions = (conflict.base, conflict.local, conflict.remote)
     assert [version.fields["description"] for version in versions if version] == ["base", "from two", "from one"]
-    for device, text in ((one, "from one"), (two, "from two")):
+    assert conflict.result is not None
+    for device in (one, two):
         found = records.get(device.store, "session", "s-1")
-        assert found is not None and found.version.fields["description"] == text
+        assert found is not None and found.version.fields == conflict.result.fields | {"score": 1}
+        assert found.version.fields["description"] in ("from one", "from two")
 
 
 @pytest.mark.parametrize("pull", ["all", "records"])
