@@ -55,7 +55,7 @@ class EnrolReply(Struct, kw_only=True):
 
 
 class Capabilities(Struct, kw_only=True, omit_defaults=True):
-    """`GET /capabilities`. The client adapts to the limits."""
+    """`GET /capabilities`. The client adapts to the limits. `heartbeat_s`: the longest silence of an open stream of news."""
 
     protocol: int
     version: str
@@ -67,6 +67,7 @@ class Capabilities(Struct, kw_only=True, omit_defaults=True):
     page_max: int
     features: list[str] = []
     policy_hash: str | None = None
+    heartbeat_s: float = 15.0
 
 
 class HelloRequest(Struct, kw_only=True, omit_defaults=True):
@@ -85,6 +86,7 @@ class HelloReply(Struct, kw_only=True, omit_defaults=True):
     last_seq        the highest seq up to which everything is settled; `last_id` the event id there
     id_at_acked     the id it holds at the device's `acked_seq`; None when it holds none
     cursor_ok       False: the device's cursor is from a history that this cloud does not have
+    policy_hash     SHA-256 of the tenant's conflict policy; None when it has none
     """
 
     server_time: int
@@ -93,6 +95,7 @@ class HelloReply(Struct, kw_only=True, omit_defaults=True):
     last_id: str = ""
     id_at_acked: str | None = None
     cursor_ok: bool = True
+    policy_hash: str | None = None
 
 
 class WireEvent(Struct, kw_only=True, omit_defaults=True):
@@ -212,3 +215,34 @@ class ChangesReply(Struct, kw_only=True):
     cursor: str
     more: bool
     server_time: int
+
+
+class PolicyReply(Struct, kw_only=True):
+    """`GET /policy`: the tenant's conflict policy as TOML. Its ETag is `"<version>-<sha256>"`; 404 `no_policy` without one."""
+
+    version: int
+    sha256: str
+    text: str
+
+
+class Opened(Struct, kw_only=True):
+    """First event (`open`) of `GET /changes/stream`: everything up to `change` is to be pulled now."""
+
+    change: int
+    heartbeat_s: float
+
+
+class Announced(Struct, kw_only=True, omit_defaults=True):
+    """Event `change` of the stream: another device of this user wrote something, `change` is its newest number.
+
+    `spread_ms` grows with the number of devices that are told at once: each waits a random part of it.
+    """
+
+    change: int
+    spread_ms: int = 0
+
+
+class Ended(Struct, kw_only=True):
+    """Last event (`end`) of the stream: `replaced` (a newer stream of this device), `revoked` or `drain`."""
+
+    reason: str

@@ -12,6 +12,7 @@ import re
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 DEFAULT_PORT = 8400
 SCOPES = ("enrol", "read", "admin")
+_ELSEWHERE = {"policy": "metricsd.cli.cloud_policy"}
 _UNITS_S = {"h": 3600, "d": 86400}
 _SPAN = re.compile(r"([1-9][0-9]{0,5})([hd])")
 
@@ -37,9 +39,22 @@ database_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
+class _Cloud(click.Group):
+    """The group, with the nouns that have a file of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return found
+
+
+@click.group(cls=_Cloud)
 def cloud() -> None:
-    """Serve a cloud; make its tenants and tokens."""
+    """Serve a cloud; make its tenants, tokens and policies."""
 
 
 @cloud.command()
@@ -68,9 +83,9 @@ def tenant_create(name: str, database: str | None, as_json: bool) -> None:
     """Make a tenant."""
     from metricsd.cloud.tenants import create_tenant
 
-    made = _with_backend(database, lambda backend: create_tenant(backend.directory, name, SystemClock()))
+    made = with_backend(database, lambda backend: create_tenant(backend.directory, name, SystemClock()))
     if as_json:
-        click.echo(json.dumps({"name": made.name, "id": made.id, "created_at": _when(made.created_at)}))
+        click.echo(json.dumps({"name": made.name, "id": made.id, "created_at": when(made.created_at)}))
     else:
         click.echo(f"tenant {made.name} made; next: metricsd cloud token create --tenant {made.name} --user NAME")
 
@@ -81,8 +96,8 @@ def tenant_create(name: str, database: str | None, as_json: bool) -> None:
 def tenant_list(database: str | None, as_json: bool) -> None:
     """List the tenants."""
     rows = [
-        {"name": found.name, "id": found.id, "created_at": _when(found.created_at)}
-        for found in _with_backend(database, lambda backend: backend.directory.list_tenants())
+        {"name": found.name, "id": found.id, "created_at": when(found.created_at)}
+        for found in with_backend(database, lambda backend: backend.directory.list_tenants())
     ]
     _print(rows, as_json, "no tenants; make one with `metricsd cloud tenant create NAME`")
 
@@ -108,7 +123,7 @@ def token_create(
 
     clock = SystemClock()
     expires_at = None if expires is None else parse_expiry(expires, clock.now_us())
-    text = _with_backend(
+    text = with_backend(
         database,
         lambda backend: create_token(backend.directory, tenant_name, user, Scope(scope), clock, expires_at=expires_at),
     )
@@ -125,7 +140,7 @@ def token_create(
 @json_option
 def token_list(tenant_name: str | None, database: str | None, as_json: bool) -> None:
     """List tokens, never their secrets."""
-    found = _with_backend(database, lambda backend: backend.directory.list_tokens(tenant_name))
+    found = with_backend(database, lambda backend: backend.directory.list_tokens(tenant_name))
     _print([_token_row(token) for token in found], as_json, "no tokens")
 
 
@@ -136,7 +151,7 @@ def token_list(tenant_name: str | None, database: str | None, as_json: bool) -> 
 def token_revoke(token_id: str, database: str | None, as_json: bool) -> None:
     """End a token now, for every process of the cloud. `token list` shows the ids."""
     now = SystemClock().now_us()
-    if not _with_backend(database, lambda backend: backend.directory.revoke_token(token_id, now)):
+    if not with_backend(database, lambda backend: backend.directory.revoke_token(token_id, now)):
         raise UsageError(f"there is no token with id {token_id!r}: see `metricsd cloud token list`")
     click.echo(json.dumps({"id": token_id, "revoked": True}) if as_json else f"token {token_id} revoked")
 
@@ -165,7 +180,9 @@ def open_backend(database: str | None) -> SqliteBackend:
     return SqliteBackend(folder, load_config(paths).cloud)
 
 
-def _with_backend(database: str | None, work: Callable[[SqliteBackend], Awaitable[T]]) -> T:
+def with_backend(database: str | None, work: Callable[[SqliteBackend], Awaitable[T]]) -> T:
+    """Run `work` on the backend that `--database` names."""
+
     async def run() -> T:
         backend = open_backend(database)
         try:
@@ -207,13 +224,14 @@ def _token_row(token: Token) -> dict[str, object]:
         "tenant": token.tenant.name,
         "user": token.user,
         "device": token.device,
-        "created_at": _when(token.created_at),
-        "expires_at": None if token.expires_at is None else _when(token.expires_at),
+        "created_at": when(token.created_at),
+        "expires_at": None if token.expires_at is None else when(token.expires_at),
         "revoked": token.revoked_at is not None,
     }
 
 
-def _when(at_us: int) -> str:
+def when(at_us: int) -> str:
+    """Return microseconds UTC as people and scripts read them."""
     return datetime.fromtimestamp(at_us // US_PER_S, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

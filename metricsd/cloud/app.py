@@ -15,7 +15,7 @@ import structlog
 from litestar import Litestar, Request, Response, get, post
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
-from litestar.types import ASGIApp
+from litestar.response.base import ASGIResponse
 
 import metricsd
 from metricsd.clock import Clock, SystemClock
@@ -23,10 +23,12 @@ from metricsd.cloud import ingest, tenants
 from metricsd.cloud.auth import authenticate, check_device
 from metricsd.cloud.backend import Backend, FeedQuery, Scope, Token, Writer
 from metricsd.cloud.budget import Budget, Share
+from metricsd.cloud.event_stream import EventStream
 from metricsd.cloud.metrics import Metrics
 from metricsd.cloud.openapi import document
 from metricsd.cloud.problems import MEDIA_TYPE, Refused, body_of, refuse
 from metricsd.cloud.shell import Shell
+from metricsd.cloud.streams import Streams
 from metricsd.config import Cloud
 from metricsd.protocol import (
     PREFIX,
@@ -34,6 +36,7 @@ from metricsd.protocol import (
     Capabilities,
     EnrolRequest,
     HelloRequest,
+    PolicyReply,
     Problem,
     PushEventsReply,
     PushRecordsReply,
@@ -47,14 +50,14 @@ INFLATE_ASIDE_BYTES = 64 * 1024
 """Larger bodies are inflated and decoded in a thread, so that they do not hold up the others."""
 INFLATING_MAX = 2
 """Bodies that are inflated at once: bounds what hostile ones can claim to two times `inflated_bytes_max`."""
-FEATURES = ["zstd", "gzip", "unsequenced"]
+FEATURES = ["zstd", "gzip", "unsequenced", "stream", "policy"]
 CURSOR_CHARS_MAX = 64
 
 log = structlog.get_logger("cloud")
 
 
 class Cloudlet:
-    """What the handlers share: backend, limits, clock, budget and counters of one process."""
+    """What the handlers share: backend, limits, clock, budget, open streams and counters of one process."""
 
     def __init__(self, backend: Backend, settings: Cloud, clock: Clock) -> None:
         self.backend = backend
@@ -63,6 +66,7 @@ class Cloudlet:
         self.budget = Budget()
         self.metrics = Metrics()
         self.inflating = asyncio.Semaphore(INFLATING_MAX)
+        self.streams = Streams(backend, settings, clock)
 
     async def token(self, request: Req, *scopes: Scope) -> Token:
         """Return the request's token if it is valid and of one of `scopes`."""
@@ -86,8 +90,11 @@ class Cloudlet:
             return await asyncio.to_thread(ingest.inflate, raw, encoding, self.settings, share)
 
 
-def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) -> ASGIApp:
-    """Return the ASGI app that serves `backend`. Opening and closing the backend is the caller's."""
+def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) -> Shell:
+    """Return the ASGI app that serves `backend`. Opening and closing the backend is the caller's.
+
+    Call its `drain()` before stopping, so that streams end by themselves.
+    """
     cloudlet = Cloudlet(backend, settings, clock or SystemClock())
     inner = Litestar(
         route_handlers=[
@@ -97,6 +104,8 @@ def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) ->
             push_events,
             push_records,
             changes,
+            stream_changes,
+            policy,
             healthz,
             readyz,
             metrics,
@@ -109,15 +118,17 @@ def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) ->
         # Bodies are bounded by our own limit, which is a setting.
         request_max_body_size=None,
     )
-    return Shell(inner, cloudlet.metrics)
+    return Shell(inner, cloudlet.metrics, on_drain=cloudlet.streams.drain)
 
 
 @get(f"{PREFIX}/capabilities")
 async def capabilities(request: Req) -> Response[bytes]:
     """Limits and features; the client adapts to them."""
     cloudlet = _cloudlet(request)
-    await cloudlet.token(request, *Scope)
+    token = await cloudlet.token(request, *Scope)
     limits = cloudlet.settings
+    async with cloudlet.backend.tenant(token.tenant) as store:
+        in_force = await store.find_policy()
     return _answer(
         Capabilities(
             protocol=PROTOCOL_VERSION,
@@ -129,6 +140,8 @@ async def capabilities(request: Req) -> Response[bytes]:
             item_bytes_max=limits.item_bytes_max,
             page_max=limits.page_max,
             features=FEATURES,
+            policy_hash=None if in_force is None else in_force.sha256,
+            heartbeat_s=limits.heartbeat_s,
         )
     )
 
@@ -170,6 +183,7 @@ async def push_events(request: Req) -> Response[bytes]:
         check_device(token, batch.device_id)
         async with cloudlet.backend.tenant(token.tenant) as store:
             outcome = await store.push_events(_writer(token), batch)
+    cloudlet.streams.wake(token.tenant)
     cloudlet.metrics.items("events", (result.status for result in outcome.results))
     now = cloudlet.clock.now_us()
     return _answer(PushEventsReply(results=outcome.results, acked_through=outcome.acked_through, server_time=now))
@@ -187,6 +201,7 @@ async def push_records(request: Req) -> Response[bytes]:
         now = cloudlet.clock.now_us()
         async with cloudlet.backend.tenant(token.tenant) as store:
             results = await store.push_records(_writer(token), batch, now)
+    cloudlet.streams.wake(token.tenant)
     cloudlet.metrics.items("records", (result.status for result in results))
     return _answer(PushRecordsReply(results=results, server_time=now))
 
@@ -199,6 +214,34 @@ async def changes(request: Req) -> Response[bytes]:
     query = _feed_query(request, cloudlet.settings.page_max)
     async with cloudlet.backend.tenant(token.tenant) as store:
         return _answer(await store.changes(_writer(token), query, cloudlet.clock.now_us()))
+
+
+@get(f"{PREFIX}/changes/stream")
+async def stream_changes(request: Req) -> ASGIResponse:
+    """Say when the user's other devices have stored something, for as long as the device listens."""
+    cloudlet = _cloudlet(request)
+    token = await cloudlet.token(request, Scope.DEVICE)
+    if token.device is None:
+        raise refuse(403, "wrong_device", "the token has no device")
+    return EventStream(cloudlet.streams, await cloudlet.streams.enter(token, token.device))
+
+
+@get(f"{PREFIX}/policy", status_code=200)
+async def policy(request: Req) -> Response[bytes]:
+    """Return the tenant's conflict policy; 304 when the caller has it already."""
+    cloudlet = _cloudlet(request)
+    token = await cloudlet.token(request, Scope.DEVICE, Scope.READ, Scope.ADMIN)
+    async with cloudlet.backend.tenant(token.tenant) as store:
+        found = await store.find_policy()
+    if found is None:
+        raise refuse(404, "no_policy", "this tenant has no conflict policy")
+    tag = f'"{found.version}-{found.sha256}"'
+    known = (part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(","))
+    if tag in known:
+        return Response(b"", status_code=304, headers={"etag": tag})
+    reply = _answer(PolicyReply(version=found.version, sha256=found.sha256, text=found.text))
+    reply.headers["etag"] = tag
+    return reply
 
 
 @get("/healthz")
@@ -218,7 +261,7 @@ async def readyz(request: Req) -> Response[bytes]:
 async def metrics(request: Req) -> Response[bytes]:
     """Figures for Prometheus. They are sums over all tenants and name none."""
     cloudlet = _cloudlet(request)
-    gauges = {**cloudlet.backend.gauges(), "in_flight_bytes": cloudlet.budget.used}
+    gauges = {**cloudlet.backend.gauges(), "in_flight_bytes": cloudlet.budget.used, "streams": len(cloudlet.streams)}
     return Response(cloudlet.metrics.text(gauges).encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -7,6 +7,7 @@ after a durable commit.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from typing import Protocol
@@ -111,6 +112,22 @@ class FeedQuery(Struct, frozen=True):
     only_records: bool
 
 
+class TenantPolicy(Struct, frozen=True):
+    """A tenant's conflict policy: TOML text under a version that counts up, its SHA-256, and when it was set."""
+
+    version: int
+    sha256: str
+    text: str
+    set_at: int
+
+
+class News(Struct, frozen=True):
+    """The newest change number of a tenant, and that of each writer, as (user, device), behind a number asked for."""
+
+    head: int
+    writers: Mapping[tuple[str, str], int]
+
+
 class Directory(Protocol):
     """Tenants and tokens: the part that requests need."""
 
@@ -120,6 +137,10 @@ class Directory(Protocol):
 
     async def add_device(self, token: Token, device_id: str, name: str, parent: str | None, digest: bytes) -> None:
         """Make a device of the token's user and a device token with this SHA-256; durable on return."""
+        ...
+
+    async def live_tokens(self, ids: Sequence[str], now: int) -> set[str]:
+        """Return which of these tokens still count at `now`."""
         ...
 
     async def ready(self) -> None:
@@ -151,11 +172,23 @@ class Registry(Protocol):
         ...
 
 
-class TenantStore(Protocol):
+class PolicyShelf(Protocol):
+    """Where a tenant's conflict policy is kept."""
+
+    async def find_policy(self) -> TenantPolicy | None:
+        """Return the policy in force, None before the first was set."""
+        ...
+
+    async def put_policy(self, text: str, sha256: str, now: int) -> TenantPolicy:
+        """Make a checked text the policy in force; durable on return. The same text again makes no new version."""
+        ...
+
+
+class TenantStore(PolicyShelf, Protocol):
     """One tenant's data. Methods raise Refused for what the protocol refuses as a whole."""
 
     async def hello(self, writer: Writer, request: HelloRequest, now: int) -> HelloReply:
-        """Return what is held of the device's stream and whether its cursor is of this history."""
+        """Return what is held of the device's stream, whether its cursor is of this history, and the policy's hash."""
         ...
 
     async def push_events(self, writer: Writer, batch: EventBatch) -> EventOutcome:
@@ -179,6 +212,10 @@ class Backend(Protocol):
 
     def tenant(self, tenant: Tenant) -> AbstractAsyncContextManager[TenantStore]:
         """Hold a tenant's store open while the context lasts."""
+        ...
+
+    async def news(self, tenant: Tenant, after: int | None, users: Collection[str]) -> News:
+        """Return the tenant's newest change number, and who of `users` wrote behind `after`; cheap enough to repeat."""
         ...
 
     def gauges(self) -> dict[str, float]:

@@ -13,7 +13,11 @@ from metricsd.protocol import PREFIX
 
 ROUTES = frozenset(
     {
-        *(f"{PREFIX}/{name}" for name in ("capabilities", "devices", "hello", "events", "records", "changes")),
+        *(
+            f"{PREFIX}/{name}"
+            for name in ("capabilities", "devices", "hello", "events", "records", "changes", "policy")
+        ),
+        f"{PREFIX}/changes/stream",
         "/healthz",
         "/readyz",
         "/metrics",

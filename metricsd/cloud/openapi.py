@@ -14,12 +14,16 @@ import metricsd
 from metricsd.cloud.problems import MEDIA_TYPE
 from metricsd.protocol import (
     PREFIX,
+    Announced,
     Capabilities,
     ChangesReply,
+    Ended,
     EnrolReply,
     EnrolRequest,
     HelloReply,
     HelloRequest,
+    Opened,
+    PolicyReply,
     Problem,
     PushEvents,
     PushEventsReply,
@@ -28,12 +32,16 @@ from metricsd.protocol import (
 )
 
 _STRUCTS = (
+    Announced,
     Capabilities,
     ChangesReply,
+    Ended,
     EnrolReply,
     EnrolRequest,
     HelloReply,
     HelloRequest,
+    Opened,
+    PolicyReply,
     Problem,
     PushEvents,
     PushEventsReply,
@@ -76,6 +84,8 @@ def _paths() -> dict[str, Any]:
         },
         f"{PREFIX}/records": {"post": _operation("Push records", body=PushRecords, reply=PushRecordsReply)},
         f"{PREFIX}/changes": {"get": _operation("Pull changes", reply=ChangesReply, parameters=_FEED)},
+        f"{PREFIX}/changes/stream": {"get": _stream()},
+        f"{PREFIX}/policy": {"get": _policy()},
         "/healthz": {"get": _open_operation("Liveness", "application/json")},
         "/readyz": {"get": _open_operation("Readiness", "application/json")},
         "/metrics": {"get": _open_operation("Figures for Prometheus", "text/plain")},
@@ -98,6 +108,24 @@ def _operation(
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
     if parameters:
         made["parameters"] = parameters
+    return made
+
+
+def _stream() -> dict[str, Any]:
+    events = "Events `open` (Opened), `change` (Announced) and `end` (Ended); a comment line is a heartbeat"
+    return {
+        "summary": "Hear of changes",
+        "responses": {
+            "200": {"description": events, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            "default": _problem(),
+        },
+    }
+
+
+def _policy() -> dict[str, Any]:
+    tag = {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}}
+    made = _operation("The tenant's conflict policy", reply=PolicyReply, parameters=[tag])
+    made["responses"]["304"] = {"description": "The caller has it"}
     return made
 
 

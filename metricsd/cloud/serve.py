@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from litestar.types import ASGIApp
 
+from metricsd.cloud.shell import Shell
 from metricsd.config import Cloud
 from metricsd.errors import UsageError
 
@@ -31,6 +32,7 @@ HEAD_BYTES_MAX = 64 * 1024
 IDLE_TIMEOUT_S = 75
 """Longer than the minute that proxies in front keep a connection, so that it is they who close it."""
 CONNECTIONS_MAX = 512
+"""Beside the streams of news, which are open nearly always."""
 BACKLOG = 256
 
 
@@ -104,6 +106,7 @@ class CloudServer:
         """Prepare; port 0 lets the system pick one."""
         self._address = (host, port)
         self._settings = settings
+        self._app = app
         options: Any = {
             "http": BoundedProtocol,
             "ws": "none",
@@ -113,7 +116,7 @@ class CloudServer:
             "server_header": False,
             "timeout_keep_alive": IDLE_TIMEOUT_S,
             "timeout_graceful_shutdown": settings.drain_timeout_s,
-            "limit_concurrency": CONNECTIONS_MAX,
+            "limit_concurrency": CONNECTIONS_MAX + settings.streams_max,
             "backlog": BACKLOG,
         }
         self._config = uvicorn.Config(app, **options)
@@ -142,6 +145,8 @@ class CloudServer:
         """Take no more connections, let open requests finish within `cloud.drain_timeout_s`, then end."""
         if self._server is None or self._task is None:
             return
+        if isinstance(self._app, Shell):
+            self._app.drain()
         self._server.should_exit = True
         await self._task
         self._server = self._task = None

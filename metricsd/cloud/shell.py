@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,9 +29,14 @@ HEADERS = [
 class Shell:
     """An ASGI app around another."""
 
-    def __init__(self, inner: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, inner: ASGIApp, metrics: Metrics, *, on_drain: Callable[[], None]) -> None:
         self._inner = inner
         self._metrics = metrics
+        self._on_drain = on_drain
+
+    def drain(self) -> None:
+        """End what would stay open by itself, because the process is about to stop."""
+        self._on_drain()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; other kinds of connections pass through."""
@@ -38,12 +44,13 @@ class Shell:
             await self._inner(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 500
+        status, took_s = 500, None
 
         async def send_dressed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, took_s
             if message["type"] == "http.response.start":
-                status = message["status"]
+                # A stream stays open for hours; what counts is how long its answer took to begin.
+                status, took_s = message["status"], time.perf_counter() - began
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await send(message)
@@ -51,4 +58,4 @@ class Shell:
         try:
             await self._inner(scope, receive, send_dressed)
         finally:
-            self._metrics.answered(str(scope["method"]), scope["path"], status, time.perf_counter() - began)
+            self._metrics.answered(str(scope["method"]), scope["path"], status, took_s or time.perf_counter() - began)

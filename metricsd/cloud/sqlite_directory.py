@@ -7,8 +7,10 @@ Writes are short transactions of their own with `synchronous=FULL`; commands may
 from __future__ import annotations
 
 import hmac
+import json
 import secrets
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ _FIND = """
 SELECT token.id, token.hash, token.scope, tenant.id, tenant.name, tenant.key, tenant.created_at,
        user.name, token.created_at, token.device, token.expires_at, token.revoked_at
 FROM token JOIN user ON user.id = token.user JOIN tenant ON tenant.id = user.tenant
+"""
+
+_LIVE = """
+SELECT id FROM token WHERE id IN (SELECT value FROM json_each(?)) AND revoked_at IS NULL
+AND (expires_at IS NULL OR expires_at > ?)
 """
 
 
@@ -55,6 +62,10 @@ class SqliteDirectory:
             _insert_token(db, secrets.token_hex(8), digest, Scope.DEVICE, user, device_id, now, None)
 
         await self._writer.run(work)
+
+    async def live_tokens(self, ids: Sequence[str], now: int) -> set[str]:
+        wanted = json.dumps(list(ids))
+        return await self._reader.run(lambda db: {str(row[0]) for row in db.execute(_LIVE, (wanted, now))})
 
     async def ready(self) -> None:
         await self._reader.run(lambda db: db.execute("SELECT count(*) FROM tenant").fetchone())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from metricsd.cloud.problems import busy
-from metricsd.schema import Step, apply_steps, pending_steps
+from metricsd.schema import Step, apply_steps, pending_steps, version_of
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ _SETTINGS = (
 
 
 def open_file(path: Path, steps: list[Step]) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-    """Return a writing and a reading connection, after bringing the schema up to date.
+    """Return a writing and a reading connection, after bringing the schema up to date; an older file is copied first.
 
     The folder's lock file keeps two processes from running the same schema step at once. Files are private (0600).
     """
@@ -44,14 +44,35 @@ def open_file(path: Path, steps: list[Step]) -> tuple[sqlite3.Connection, sqlite
     try:
         with _schema_lock(path.parent):
             writing.execute("PRAGMA journal_mode = WAL")
-            for _ in apply_steps(writing, pending_steps(writing, steps, what=str(path))):
-                continue
+            _upgrade(writing, path, steps)
         reading = _connect(path)
         reading.execute("PRAGMA query_only = ON")
     except BaseException:
         writing.close()
         raise
     return writing, reading
+
+
+def _upgrade(db: sqlite3.Connection, path: Path, steps: list[Step]) -> None:
+    pending = pending_steps(db, steps, what=str(path))
+    version = version_of(db)
+    if pending and version:
+        _copy_before_upgrade(db, path, version)
+    for _ in apply_steps(db, pending):
+        continue
+
+
+def _copy_before_upgrade(db: sqlite3.Connection, path: Path, version: int) -> None:
+    """Copy the file beside itself under its schema version, in the place of copies of older versions."""
+    target = path.with_name(f"{path.name}.schema-{version:04d}")
+    draft = target.with_name(f"{target.name}.draft")
+    draft.unlink(missing_ok=True)
+    db.execute("VACUUM INTO ?", (str(draft),))
+    draft.chmod(0o600)
+    draft.replace(target)
+    for older in path.parent.glob(f"{path.name}.schema-[0-9]*"):
+        if older != target:
+            older.unlink(missing_ok=True)
 
 
 @contextmanager

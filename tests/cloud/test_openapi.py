@@ -41,6 +41,7 @@ async def test_a_fuzzer_finds_the_description_true(cloud: CloudUnderTest, tmp_pa
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/schema/openapi.json"),
         *("--header", f"Authorization: Bearer {device.token}", "--no-color"),
+        *("--exclude-path", "/sync/v1/changes/stream"),  # it never ends
         *("--max-examples", "10", "--seed", "1", "--exclude-checks", "positive_data_acceptance"),
         cwd=tmp_path,
         env={**os.environ, "NO_PROXY": "127.0.0.1"},

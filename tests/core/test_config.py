@@ -33,7 +33,7 @@ def test_defaults_keep_their_own_rules(home: Paths) -> None:
     for name, value in settings_of(load_config(home, {}, system_file=NOWHERE)).items():
         section, key = name.split(".")
         shown = list(value) if isinstance(value, tuple) else value
-        lines.append(f"[{section}]\n{key} = {shown!r}\n")
+        lines.append(f"[{section}]\n{key} = {str(shown).lower() if isinstance(shown, bool) else repr(shown)}\n")
     for line in lines:
         load(home, line)
 

@@ -100,7 +100,9 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert list(rows) == list(RULES)
     for name, value in settings_of(config).items():
         shown = (
-            "[]"
+            str(value).lower()
+            if isinstance(value, bool)
+            else "[]"
             if value == ()
             else f'"{value}"'
             if isinstance(value, str)
