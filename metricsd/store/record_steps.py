@@ -1,0 +1,174 @@
+"""What becomes of a record at each step of its life: edited, offered, confirmed, met by the cloud's version, decided.
+
+All of it is pure: states go in and come out, and the next stamp is given. `records` keeps the results in SQLite, the
+simulator in `tests/sim` keeps them in memory; both run these very functions, so what holds there holds here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+from metricsd.conflict import Version, same
+from metricsd.hlc import Stamp, next_stamp, observe, parse_stamp
+from metricsd.protocol import FieldValue
+
+
+class Record(NamedTuple):
+    """A record as this device has it. `base` and `rev` are None before the first agreement with the cloud."""
+
+    version: Version
+    base: Version | None
+    rev: str | None
+    dirty: int
+    conflict: int | None
+
+
+NOTHING = Record(Version(), None, None, 0, None)
+"""A record that nobody has made yet."""
+
+
+class Pending(NamedTuple):
+    """A record to push: what changed since the base, and what it is as a whole when that is applied."""
+
+    type: str
+    id: str
+    rev: str | None
+    changed: dict[str, FieldValue]
+    stamps: dict[str, str]
+    deleted: bool
+    stamp: str | None
+    version: Version
+    dirty: int
+
+
+class Met(StrEnum):
+    """What came of comparing a remote version with the local one."""
+
+    SAME = "same"
+    ADOPTED = "adopted"
+    AHEAD = "ahead"
+    """The local version builds on the remote one: it is pushed on top of it."""
+    CONFLICT = "conflict"
+
+
+def edited(
+    old: Record, fields: Mapping[str, FieldValue], *, delete: bool, make_stamp: Callable[[list[str]], Stamp]
+) -> Record:
+    """Return a record after an edit (None clears a field), or its deletion; `old` itself when that changes nothing.
+
+    `make_stamp(seen)` gives the stamp of the edit, later than all in `seen`. A field that already has the value keeps
+    its stamp. Editing a deleted record brings it back.
+    """
+    version = old.version
+    changed = {name: value for name, value in fields.items() if version.fields.get(name) != value or version.deleted}
+    if not changed and delete == version.deleted:
+        return old
+    stamp = make_stamp(stamps_of(version)).text()
+    new = Version(
+        fields=version.fields | changed,
+        stamps=version.stamps | dict.fromkeys(changed, stamp),
+        deleted=delete,
+        stamp=stamp if delete != version.deleted else version.stamp,
+    )
+    return old._replace(version=new, dirty=old.dirty + 1)
+
+
+def offered(kind: str, record_id: str, record: Record) -> Pending:
+    """Return what to push of a record."""
+    version, base = record.version, record.base
+    known = base.fields if base is not None and record.rev is not None and not base.deleted else {}
+    changed = {} if version.deleted else {n: v for n, v in version.fields.items() if n not in known or known[n] != v}
+    if not version.deleted and base is not None:
+        # What the cloud's version has and ours does not would stay there: it is cleared by name.
+        changed |= {n: None for n, v in base.fields.items() if v is not None and n not in version.fields}
+    stamps = {name: version.stamps[name] for name in changed if name in version.stamps}
+    return Pending(kind, record_id, record.rev, changed, stamps, version.deleted, version.stamp, version, record.dirty)
+
+
+def confirmed(record: Record, item: Pending, rev: str) -> Record:
+    """Return a record once the cloud has what was offered; one that was edited meanwhile stays dirty."""
+    return record._replace(base=item.version, rev=rev, dirty=0 if record.dirty == item.dirty else record.dirty)
+
+
+def meet(local: Version, base: Version | None, remote: Version, *, own: bool = False, reoffered: bool = False) -> Met:
+    """Compare a remote version with the local one and their base.
+
+    `own` says that this device wrote the remote version: if it is older than the local one, field by field, then the
+    answer to that push was lost, and nobody else changed anything. `reoffered` says that the cloud lost history:
+    then a remote version that is older than the base is our past too.
+    """
+    if same(local, remote):
+        return Met.SAME
+    if own and is_past(remote, local):
+        return Met.AHEAD
+    if base is None:
+        return Met.CONFLICT
+    if same(remote, base) or (reoffered and is_past(remote, base)):
+        return Met.AHEAD
+    return Met.ADOPTED if same(local, base) else Met.CONFLICT
+
+
+def taken(record: Record, theirs: Version, rev: str, met: Met) -> Record:
+    """Return a record after it met the cloud's version; one in CONFLICT stays as it is until that is decided."""
+    match met:
+        case Met.SAME | Met.ADOPTED:
+            return Record(theirs, theirs, rev, 0, None)
+        case Met.AHEAD:
+            return Record(record.version, theirs, rev, max(record.dirty, 1), None)
+        case Met.CONFLICT:
+            return record
+
+
+def decided(record: Record, theirs: Version, rev: str, result: Version) -> Record:
+    """Return a record in conflict once `result` holds: on top of the cloud's version, to be pushed if it differs."""
+    if same(result, theirs):
+        return Record(theirs, theirs, rev, 0, None)
+    return Record(_covering(result, theirs), theirs, rev, record.dirty + 1, None)
+
+
+def rebased(changed: Iterable[Record], limit_ms: int, ceiling_ms: int, device: str) -> tuple[dict[str, str], Stamp]:
+    """Return new names for the unpushed stamps later than `limit_ms`, from that time on, and the mark after them.
+
+    Their order among each other stays, and so does their place behind what they were made after: an agreed stamp of
+    the same records up to `ceiling_ms` (the latest that the cloud allows) is still passed.
+    """
+    records = list(changed)
+    agreed = {s for record in records if record.base is not None for s in stamps_of(record.base)}
+    own = {s for record in records for s in stamps_of(record.version)} - agreed
+    mark = Stamp(limit_ms, 0, device)
+    for stamp in map(parse_stamp, agreed):
+        mark = observe(mark, stamp) if stamp.ms <= ceiling_ms else mark
+    renamed: dict[str, str] = {}
+    for text in sorted(s for s in own if parse_stamp(s).ms > limit_ms):
+        mark = next_stamp(mark, limit_ms, device)
+        renamed[text] = mark.text()
+    return renamed, mark
+
+
+def restamped(version: Version, renamed: Mapping[str, str]) -> Version:
+    """Return a version with its stamps under their new names."""
+    stamps = {name: renamed.get(text, text) for name, text in version.stamps.items()}
+    stamp = renamed.get(version.stamp, version.stamp) if version.stamp else None
+    return Version(fields=version.fields, stamps=stamps, deleted=version.deleted, stamp=stamp)
+
+
+def is_past(remote: Version, known: Version) -> bool:
+    """Return whether no field of the remote version, nor its deletion, is later than in a version that we know."""
+    if (remote.stamp or "") > (known.stamp or ""):
+        return False
+    return all(stamp <= known.stamps.get(name, "") for name, stamp in remote.stamps.items())
+
+
+def stamps_of(version: Version) -> list[str]:
+    """Return every stamp in a version."""
+    return [*version.stamps.values(), *([version.stamp] if version.stamp else [])]
+
+
+def _covering(version: Version, remote: Version) -> Version:
+    """Return the version with every field of the remote one named: what it does not have is cleared, not forgotten."""
+    cleared: dict[str, FieldValue] = {name: None for name in remote.fields if name not in version.fields}
+    return msgspec.structs.replace(version, fields=cleared | version.fields) if cleared else version
