@@ -14,7 +14,7 @@ from metricsd.policy.layers import (
     report_file,
     tenant_file,
 )
-from metricsd.policy.lint import Finding, find_plugin_problem, lint, lint_file
+from metricsd.policy.lint import Finding, lint, lint_file, read_plugin
 from metricsd.policy.parse import FILE_BYTES_MAX, Mistake, examine, parse
 from metricsd.policy.rules import (
     BUILT_IN,
@@ -48,13 +48,13 @@ __all__ = [
     "Policy",
     "Rule",
     "examine",
-    "find_plugin_problem",
     "find_weakness",
     "lint",
     "lint_file",
     "load",
     "parse",
     "places_of",
+    "read_plugin",
     "read_policy",
     "report_file",
     "tenant_file",

@@ -70,22 +70,23 @@ def lint(policy: Policy) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.line)
 
 
-def find_plugin_problem(plugin: Plugin) -> str | None:
-    """Return why a plug-in must not run: missing, not what was pinned, or open to others; None if it may."""
+def read_plugin(plugin: Plugin) -> bytes:
+    """Return a plug-in's code; raise PolicyError if it is missing, not what was pinned, or open to others."""
     try:
         weak = find_weakness(plugin.path)
         if weak is not None:
-            return f"plug-in {plugin.path} is refused: {weak}"
+            raise PolicyError(f"plug-in {plugin.path} is refused: {weak}")
         with plugin.path.open("rb") as stream:
             content = stream.read(PLUGIN_BYTES_MAX + 1)
     except (OSError, RuntimeError) as error:
-        return f"plug-in {plugin.path} cannot be read ({error})"
+        raise PolicyError(f"plug-in {plugin.path} cannot be read ({error})") from error
     if len(content) > PLUGIN_BYTES_MAX:
-        return f"plug-in {plugin.path} is larger than {PLUGIN_BYTES_MAX} bytes"
+        raise PolicyError(f"plug-in {plugin.path} is larger than {PLUGIN_BYTES_MAX} bytes")
     found = hashlib.sha256(content).hexdigest()
     if found != plugin.sha256:
-        return f"plug-in {plugin.path} has sha256 {found}, pinned is {plugin.sha256}: look at it, then pin what it is"
-    return None
+        message = f"has sha256 {found}, pinned is {plugin.sha256 or 'none'}: look at it, then pin what it is"
+        raise PolicyError(f"plug-in {plugin.path} {message}")
+    return content
 
 
 _Note = tuple[str, str, str]
@@ -179,5 +180,8 @@ def _plugin(plugin: Plugin | None, layer: str) -> list[_Note]:
     if plugin is None or layer == "tenant":
         # The device that follows a tenant's policy has its own copy; here there is none to look at.
         return []
-    problem = find_plugin_problem(plugin)
-    return [("error", "plugin", problem)] if problem else []
+    try:
+        read_plugin(plugin)
+    except PolicyError as error:
+        return [("error", "plugin", str(error))]
+    return []
