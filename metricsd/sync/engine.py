@@ -41,10 +41,12 @@ from metricsd.store.outbox import Stream
 from metricsd.sync import plan
 from metricsd.sync.outgoing import Outgoing
 from metricsd.sync.plan import Action, Decision, LocalStream
+from metricsd.sync.plugins import Pool
 from metricsd.sync.pull import pull
 from metricsd.sync.push import push_counters, push_events, push_records
 from metricsd.sync.report import MODE_ALONE, MODE_REACHED, DryRun, Report, failure_of
-from metricsd.sync.resolving import NoPlugins, Plugins, Policies, Resolver
+from metricsd.sync.plugins import Pool
+from metricsd.sync.resolving import Plugins, Policies, Resolver
 from metricsd.sync.round import Round, Run
 
 T = TypeVar("T")
@@ -108,7 +110,7 @@ class Engine:
         self._capabilities: Capabilities | None = None
         self._capabilities_until = 0.0
         self._busy = asyncio.Lock()
-        self._plugins = plugins or NoPlugins()
+        self._plugins = plugins or Pool()
         in_force = policies or Layers(places_of(paths), keep=True)
         self._resolver = Resolver(store, self._run, in_force, self._plugins)
 
@@ -157,7 +159,7 @@ class Engine:
 
     async def close(self) -> None:
         """Close the connection to the cloud, and end the plug-ins' processes."""
-        await self._plugins.close()
+        await asyncio.to_thread(self._plugins.close)
         if self._client is not None:
             await self._client.close()
             self._client = self._client_of = None

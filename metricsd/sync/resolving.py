@@ -22,6 +22,7 @@ from metricsd.protocol import FieldValue
 from metricsd.store import conflict_log, hlc_mark, records, sessions
 from metricsd.store.conflict_log import Decision, Entry
 from metricsd.store.connection import Store
+from metricsd.sync.plugins import Answer
 from metricsd.sync.round import Run
 
 BATCH = 500
@@ -41,33 +42,16 @@ class Policies(Protocol):
         ...
 
 
-class Proposal(NamedTuple):
-    """What a plug-in answered: checked fields, or None and why there are none."""
-
-    fields: Mapping[str, FieldValue] | None
-    problem: str = ""
-
-
 class Plugins(Protocol):
     """Runs plug-ins (plugins.Pool)."""
 
-    async def propose(self, plugin: Plugin, subject: conflict.Conflict, names: Sequence[str]) -> Proposal:
+    async def propose(self, plugin: Plugin, subject: conflict.Conflict, names: Sequence[str]) -> Answer:
         """Return the plug-in's answer for the fields `names`; never raises for what a plug-in does."""
         ...
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End what runs."""
         ...
-
-
-class NoPlugins:
-    """Where nothing can be run: every fallback decides."""
-
-    async def propose(self, plugin: Plugin, subject: conflict.Conflict, names: Sequence[str]) -> Proposal:
-        return Proposal(None, "plug-ins are not run here")
-
-    async def close(self) -> None:
-        return None
 
 
 class Found(NamedTuple):
