@@ -45,7 +45,6 @@ from metricsd.sync.plugins import Pool
 from metricsd.sync.pull import pull
 from metricsd.sync.push import push_counters, push_events, push_records
 from metricsd.sync.report import MODE_ALONE, MODE_REACHED, DryRun, Report, failure_of
-from metricsd.sync.plugins import Pool
 from metricsd.sync.resolving import Plugins, Policies, Resolver
 from metricsd.sync.round import Round, Run
 
@@ -159,7 +158,7 @@ class Engine:
 
     async def close(self) -> None:
         """Close the connection to the cloud, and end the plug-ins' processes."""
-        await asyncio.to_thread(self._plugins.close)
+        await self._plugins.close()
         if self._client is not None:
             await self._client.close()
             self._client = self._client_of = None

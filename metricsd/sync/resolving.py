@@ -49,7 +49,7 @@ class Plugins(Protocol):
         """Return the plug-in's answer for the fields `names`; never raises for what a plug-in does."""
         ...
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End what runs."""
         ...
 
