@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN_HOME ?= .run
 
-.PHONY: run test demo check bench soak clean
+.PHONY: run test demo check bench soak mutants clean
 
 run: $(VENV)/.core
 	METRICSD_HOME="$(abspath $(RUN_HOME))" $(BIN)/metricsd run --with-cloud
@@ -27,6 +27,9 @@ bench: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/pytest -m soak --timeout 0
+
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants
 
 clean:
 	rm -rf $(VENV) $(RUN_HOME) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from metricsd.cloud import tenants
-from metricsd.cloud.auth import new_token
+from metricsd.cloud.auth import digest_of, new_token
 from metricsd.cloud.backend import Scope
+from metricsd.cloud.sqlite_directory import LOOKUP_BYTES, SqliteDirectory
 from metricsd.errors import UsageError
 from tests.cloud.support import CloudUnderTest, bearer, event, ok, problem
 from tests.fakes import FakeClock
@@ -117,6 +118,15 @@ async def test_a_revocation_counts_at_once_in_another_process(cloud: CloudUnderT
         assert await cloud.backend.directory.revoke_token(found.id, cloud.clock.now_us())
         reply = await other.post("/hello", {"device_id": device.id, "epoch": 1, "acked_seq": 0}, device.token)
         assert problem(reply) == (401, "bad_token")
+
+
+async def test_a_token_is_known_by_its_whole_hash(cloud: CloudUnderTest, clock: FakeClock) -> None:
+    """The index on eight bytes only finds candidates: one that shares them is not taken for it."""
+    digest = digest_of((await cloud.device()).token)
+    directory = SqliteDirectory(cloud.folder, clock)
+    assert await directory.find_token(digest) is not None
+    assert await directory.find_token(digest[:LOOKUP_BYTES] + bytes(len(digest) - LOOKUP_BYTES)) is None
+    directory.close()
 
 
 async def test_no_token_lies_on_disk(cloud: CloudUnderTest) -> None:

@@ -1,0 +1,332 @@
+"""Bugs on purpose: the proof that the tests can fail.
+
+    python -m tests.mutants [NAME ...]        (or `make mutants`)
+
+Each mutant is one wrong line in a copy of the source tree, with the test that must notice it. The copy lies in a
+temporary folder; the tree itself is never touched. Ends with 1 if a mutant survives, if a test fails without one, or
+if the text that a mutant replaces is no longer there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("metricsd", "hooks", "tests", "conflict_policies", "systemd", "launchd", "docs", "bench")
+COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
+DEADLINE_S = 300
+PASSED, FAILED = 0, 1
+"""pytest's exit codes; every other one means that it did not get as far as the test."""
+
+HISTORIES = "tests/tail/test_histories.py::test_two_thousand_random_steps_lose_nothing_and_double_nothing"
+POWER_LOSS = "tests/store/test_power_loss.py::test_what_the_disk_may_hold_after_a_power_loss_has_every_event_once"
+CRASH = "tests/e2e/test_crash_points.py"
+
+
+class Mutant(NamedTuple):
+    """One seeded bug: in `file`, `old` (which occurs once) becomes `new`, and `test` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = (
+    Mutant(
+        "checkpoint before rows",
+        "metricsd/store/ingest.py",
+        "        store = self._store\n        try:\n",
+        "        store = self._store\n        if checkpoint is not None:\n            with store.transaction():\n"
+        "                sources.put(store, checkpoint)\n        try:\n",
+        HISTORIES,
+    ),
+    Mutant(
+        "unlink before commit",
+        "metricsd/tail.py",
+        '        taken = self._take_split(captures)\n        crash_point("before_unlink")\n',
+        "        for capture in captures:\n            self._delete(capture.name)\n"
+        '        taken = self._take_split(captures)\n        crash_point("before_unlink")\n',
+        HISTORIES,
+    ),
+    Mutant(
+        "unlink without FULL",
+        "metricsd/tail.py",
+        "            return self._sink.take(items, rejects=rejects, full=True)\n",
+        "            return self._sink.take(items, rejects=rejects)\n",
+        POWER_LOSS,
+    ),
+    Mutant(
+        "FULL is only said",
+        "metricsd/store/connection.py",
+        "{'FULL' if full else 'NORMAL'}",
+        "NORMAL",
+        POWER_LOSS,
+    ),
+    Mutant(
+        "seek on doubt",
+        "metricsd/growing.py",
+        "    return _hash(head) == checkpoint.head_hash and _hash(mark) == checkpoint.mark_hash\n",
+        "    return len(head) + len(mark) > 0\n",
+        HISTORIES,
+    ),
+    Mutant(
+        "only the head is compared",
+        "metricsd/growing.py",
+        "    return _hash(head) == checkpoint.head_hash and _hash(mark) == checkpoint.mark_hash\n",
+        "    return _hash(head) == checkpoint.head_hash and len(mark) >= 0\n",
+        HISTORIES,
+    ),
+    Mutant(
+        "a file smaller than the offset is trusted",
+        "metricsd/growing.py",
+        "    if size < checkpoint.offset:\n        return False\n    head =",
+        "    if size < checkpoint.offset:\n        return True\n    head =",
+        HISTORIES,
+    ),
+    Mutant(
+        "text-mode reading: line ends",
+        "metricsd/growing.py",
+        "            data = os.pread(self._handle, size, self.checkpoint.offset)\n",
+        '            data = os.pread(self._handle, size, self.checkpoint.offset).replace(b"\\r\\n", b"\\n")\n',
+        "tests/tail/test_bytes.py::test_an_offset_counts_bytes_whatever_the_lines_hold",
+    ),
+    Mutant(
+        "text-mode reading: decoding",
+        "metricsd/growing.py",
+        "            data = os.pread(self._handle, size, self.checkpoint.offset)\n",
+        '            data = os.pread(self._handle, size, self.checkpoint.offset).decode(errors="replace").encode()\n',
+        "tests/tail/test_bytes.py::test_an_offset_counts_bytes_whatever_the_lines_hold",
+    ),
+    Mutant(
+        "splitlines",
+        "metricsd/shared.py",
+        '        for raw in data.split(b"\\n"):\n',
+        '        for raw in (line.encode(errors="replace") for line in data.decode(errors="replace").splitlines()):\n',
+        "tests/tail/test_bytes.py::test_only_a_newline_ends_a_line",
+    ),
+    Mutant(
+        "a partial last line is taken",
+        "metricsd/growing.py",
+        '            end = data.rfind(b"\\n") + 1\n            if end:\n',
+        '            end = len(data) if b"\\n" in data else 0\n            if end:\n',
+        HISTORIES,
+    ),
+    Mutant(
+        "no occurrence number",
+        "metricsd/ids.py",
+        "        return seen\n",
+        "        return min(seen, 0)\n",
+        "tests/core/test_ids.py::test_equal_lines_are_different_events_and_a_second_reading_gives_the_same_ids",
+    ),
+    Mutant(
+        "occurrences forgotten at a commit",
+        "metricsd/growing.py",
+        "occurrences=occurrences.pack(),",
+        'occurrences=b"",',
+        HISTORIES,
+    ),
+    Mutant(
+        "mtime in the id",
+        "metricsd/tail.py",
+        "capture_id(line.s or 0, name, data, self._key)",
+        'capture_id(line.s or 0, f"{name}{mtime_ns}", data, self._key)',
+        "tests/tail/test_captures.py::test_a_copied_capture_that_lost_its_time_keeps_its_id",
+    ),
+    Mutant(
+        "pid-less capture id",
+        "metricsd/ids.py",
+        '        name.encode("utf-8", "surrogateescape") + b"\\0" + line,',
+        "        line,",
+        "tests/core/test_ids.py::test_captures_with_equal_bytes_and_other_names_differ",
+    ),
+    Mutant(
+        "the twin window is forgotten at a restart",
+        "metricsd/store/recent.py",
+        "reversed(events.read_newest(self._store, WINDOW_CALLS))",
+        "reversed(events.read_newest(self._store, 0))",
+        "tests/store/test_retention.py::TestTwins::test_twins_are_known_after_a_restart",
+    ),
+    Mutant(
+        "known rows counted in the totals",
+        "metricsd/store/events.py",
+        "        rows, aggregates = _prepare(store, fresh, device, own)\n",
+        "        rows, _ = _prepare(store, fresh, device, own)\n",
+        "tests/store/test_events.py::test_ids_are_stored_once_and_totals_equal_a_full_scan",
+    ),
+    Mutant(
+        "the fold's horizon is not kept",
+        "metricsd/store/retention.py",
+        "        state.put(store, FOLD_BEFORE, horizon)\n",
+        "        state.put(store, FOLD_BEFORE, 0)\n",
+        "tests/store/test_retention.py::TestFold::test_a_line_older_than_the_fold_is_refused_not_counted_twice",
+    ),
+    Mutant(
+        "a backup under its last name from the start",
+        "metricsd/store/backup.py",
+        '    partial = target.with_suffix(".partial")\n',
+        "    partial = target\n",
+        f"{CRASH}::test_a_kill_during_the_backup_leaves_no_half_copy",
+    ),
+    Mutant(
+        "a schema step without a transaction",
+        "metricsd/schema.py",
+        'f"BEGIN IMMEDIATE;\\n{step.sql}\\nPRAGMA user_version = {step.number};"',
+        'f"{step.sql}\\nBEGIN IMMEDIATE;\\nPRAGMA user_version = {step.number};"',
+        f"{CRASH}::test_a_kill_during_a_schema_step_leaves_the_old_schema",
+    ),
+    Mutant(
+        "two daemons share the lock",
+        "metricsd/instance.py",
+        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "tests/daemon/test_instance.py::test_second_instance_is_refused_and_told_who_holds_the_lock",
+    ),
+    Mutant(
+        "cursor before rows",
+        "metricsd/store/feed.py",
+        "    with store.transaction():\n        own = events.device_id_of(",
+        "    with store.transaction():\n        state.put(store, CURSOR, cursor)\n"
+        "    with store.transaction():\n        own = events.device_id_of(",
+        "tests/sync/test_rounds.py::test_a_crash_at_any_point_of_a_round_loses_and_doubles_nothing",
+    ),
+    Mutant(
+        "acknowledged without being on disk",
+        "metricsd/store/outbox.py",
+        '    """Move the mark to what the cloud has settled, once that is on disk; give each event to the device that has it."""\n'
+        "    with store.transaction(full=True):\n",
+        '    """Move the mark to what the cloud has settled, once that is on disk; give each event to the device that has it."""\n'
+        "    with store.transaction():\n",
+        "tests/sync/test_outbox.py::test_an_acknowledgement_is_on_disk_before_it_counts",
+    ),
+    Mutant(
+        "acknowledged before the cloud answered",
+        "metricsd/sync/push.py",
+        "    reply = await sync.client.push_events(body)\n    settled",
+        "    mine = Settled(batch[-1].seq, batch[-1].id.hex(), [item.seq for item in batch])\n"
+        "    await sync.run(outbox.acknowledge, sync.store, stream, mine)\n"
+        "    reply = await sync.client.push_events(body)\n    settled",
+        "tests/sync/test_rounds.py::test_each_fault_at_each_request_loses_and_doubles_nothing",
+    ),
+    Mutant(
+        "the cloud answers before the commit",
+        "metricsd/cloud/sqlite_group.py",
+        "            transaction.commit()\n        except",
+        "            for job in running:\n                _settle(job)\n            transaction.commit()\n        except",
+        "tests/cloud/test_group_commit.py::test_a_failed_commit_fails_all_of_its_group_and_nobody_else",
+    ),
+    Mutant(
+        "the base of a record is not compared",
+        "metricsd/cloud/sqlite_records.py",
+        "        if change.type != COUNTERS and change.base_rev != current.rev:\n",
+        "        if change.type != COUNTERS and change.base_rev is None:\n",
+        "tests/cloud/test_records.py::test_a_push_on_an_old_base_gets_the_current_version_and_changes_nothing",
+    ),
+    Mutant(
+        "change numbers without the counter",
+        "metricsd/cloud/sqlite_group.py",
+        '            self.db.execute("UPDATE counter SET change = ?", (self.change,))\n',
+        "",
+        "tests/cloud/test_events.py::test_change_numbers_have_no_holes",
+    ),
+    Mutant(
+        "tokens are compared on a prefix",
+        "metricsd/cloud/sqlite_directory.py",
+        "hmac.compare_digest(row[1], digest)",
+        "hmac.compare_digest(row[1][:LOOKUP_BYTES], digest[:LOOKUP_BYTES])",
+        "tests/cloud/test_tokens.py::test_a_token_is_known_by_its_whole_hash",
+    ),
+    Mutant(
+        "the hook without set -C",
+        "hooks/capture",
+        "\nset -C\n",
+        "\n:\n",
+        "tests/hooks/test_capture_faults.py::test_a_used_name_is_never_written_into",
+    ),
+)
+
+
+class Outcome(NamedTuple):
+    """What became of a mutant: `how` is killed, survived or broken, with what pytest said last."""
+
+    mutant: Mutant
+    how: str
+    said: str
+
+
+def copy_tree(folder: Path) -> Path:
+    """Copy what the tests need, without what tools left there."""
+    for name in COPIED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    for name in COPIED_FILES:
+        shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Run tests in a tree; return pytest's exit code and its last lines."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("METRICSD_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not soak", "-p", "no:cacheprovider", *tests],
+        cwd=tree,
+        env={**environment, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    return done.returncode, " | ".join(lines[-3:])
+
+
+def try_mutant(mutant: Mutant) -> Outcome:
+    """Seed one bug into a fresh copy and run its test."""
+    with tempfile.TemporaryDirectory(prefix="metricsd-mutant-") as folder:
+        tree = copy_tree(Path(folder))
+        path = tree / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            return Outcome(mutant, "broken", f"the text to replace occurs {text.count(mutant.old)} times")
+        path.write_text(text.replace(mutant.old, mutant.new))
+        try:
+            code, said = run_tests(tree, [mutant.test])
+        except subprocess.TimeoutExpired:
+            return Outcome(mutant, "killed", f"no end within {DEADLINE_S} s")
+    return Outcome(mutant, {FAILED: "killed", PASSED: "survived"}.get(code, "broken"), said)
+
+
+def main(names: list[str]) -> int:
+    """Try the named mutants (all without a name) and print what became of each."""
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    if len(chosen) != len(names or MUTANTS):
+        print(f"unknown mutant; there are: {', '.join(mutant.name for mutant in MUTANTS)}", file=sys.stderr)
+        return 2
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="metricsd-mutant-") as folder:
+        code, said = run_tests(copy_tree(Path(folder)), sorted({mutant.test for mutant in chosen}))
+    if code != PASSED:
+        print(f"the tests fail without any mutant: {said}")
+        return 1
+    bad = 0
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for outcome in pool.map(try_mutant, chosen):
+            bad += outcome.how != "killed"
+            print(f"{outcome.how:<9} {outcome.mutant.name}\n          {outcome.mutant.test}", flush=True)
+            if outcome.how != "killed":
+                print(f"          {outcome.said}", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} killed in {time.monotonic() - began:.0f} s")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
