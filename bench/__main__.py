@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHES = ("hook", "decode", "tail", "latency", "status", "sync", "cloud", "idle")
+BENCHES = ("hook", "decode", "tail", "burst", "latency", "status", "sync", "cloud", "idle", "rsyslog")
 DEADLINE_S = 900
 
 
