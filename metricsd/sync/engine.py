@@ -158,7 +158,10 @@ class Engine:
 
     async def close(self) -> None:
         """Close the connection to the cloud, and end the plug-ins' processes."""
-        await self._plugins.close()
+        await asyncio.to_thread(self._plugins.close)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         if self._client is not None:
             await self._client.close()
             self._client = self._client_of = None
@@ -252,7 +255,7 @@ class Engine:
         """Return the client of this login, keeping its connection from round to round."""
         wanted = (credentials.url, credentials.token)
         if self._client is None or self._client_of != wanted:
-            await self.close()
+            await self._disconnect()
             self._client = self._connect(credentials.url, credentials.token, self._settings)
             self._client_of = wanted
             self._capabilities = None

@@ -49,7 +49,7 @@ class Plugins(Protocol):
         """Return the plug-in's answer for the fields `names`; never raises for what a plug-in does."""
         ...
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End what runs."""
         ...
 
