@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +26,7 @@ from metricsd.control import socket_path
 from metricsd.control_server import ControlServer
 from metricsd.errors import EXIT_FAILED, MetricsdError, StoreUnavailable
 from metricsd.intake import open_intake
+from metricsd.policy import Layers, places_of
 from metricsd.schedule import Chore, Schedule
 from metricsd.store import conflict_log, outbox
 from metricsd.store.backup import backup
@@ -33,6 +35,7 @@ from metricsd.store.counters import close_idle
 from metricsd.store.quarantine import sweep
 from metricsd.store.retention import DAY_US, fold
 from metricsd.sync.engine import Engine
+from metricsd.sync.realtime import News, Realtime, find_obstacle
 from metricsd.sync.report import Report
 from metricsd.syncing import Syncing, remember_mode
 from metricsd.tail import Tail
@@ -66,6 +69,7 @@ class _Parts(NamedTuple):
     tail: Tail
     engine: Engine
     syncing: Syncing
+    realtime: Realtime
 
 
 class Daemon:
@@ -82,10 +86,18 @@ class Daemon:
         self._stop = asyncio.Event()
         self._ready = False
         self._store_trouble: str | None = None
+        self._policies = Layers(places_of(paths), keep=True)
+        self._policy_told: dict[str, object] = {}
         self._schedule = Schedule(config, self._sync_due)
         self._control = ControlServer(
             socket_path(paths.state_dir),
-            {"ping": self._on_ping, "status": self._on_status, "sync": self._on_sync, "stop": self._on_stop},
+            {
+                "ping": self._on_ping,
+                "status": self._on_status,
+                "sync": self._on_sync,
+                "edited": self._on_edited,
+                "stop": self._on_stop,
+            },
         )
         self._parts: _Parts | None = None
         self._force_timer: threading.Timer | None = None
@@ -112,13 +124,16 @@ class Daemon:
     async def _open(self) -> None:
         """Open what everything else needs: identity, spool, store, and the tail over them."""
         store, tail = await self._writer.run(open_intake, self._paths, self._config, self._clock)
-        engine = Engine(self._paths, store, self._config.sync, clock=self._clock, run=self._writer.run)
+        engine = Engine(
+            self._paths, store, self._config.sync, clock=self._clock, run=self._writer.run, policies=self._policies
+        )
 
         async def remember(report: Report) -> None:
             await self._writer.run(remember_mode, store, report)
 
         syncing = Syncing(engine, self._schedule, self._paths, self._clock, remember)
-        self._parts = _Parts(store, tail, engine, syncing)
+        realtime = Realtime(self._paths, self._config.sync, self._on_news)
+        self._parts = _Parts(store, tail, engine, syncing, realtime)
 
     @property
     def _opened(self) -> _Parts:
@@ -140,6 +155,10 @@ class Daemon:
             await self._unless_stopped(self._companion.join())
         self._schedule.start()
         tasks.append(begin("sync", self._opened.syncing.loop()))
+        if self._config.sync.realtime:
+            tasks.append(begin("hurry", self._opened.syncing.hurry_loop()))
+        if find_obstacle(self._config.sync) is None:
+            tasks.append(begin("realtime", self._opened.realtime.loop()))
         self._ready = True
         log.info("daemon.started", pid=os.getpid(), version=__version__)
         return tasks
@@ -200,10 +219,14 @@ class Daemon:
         drift = self._drift_s()
         async for _ in Watcher(self._paths.spool, self._config.tail).wakes(self._stop):
             await self._take_all()
+            self._look_at_policies()
             self._opened.syncing.notice_login()
+            self._opened.realtime.notice_login()
             if abs(self._drift_s() - drift) > CLOCK_JUMP_S:
                 drift = self._drift_s()
                 self._schedule.look_again()
+                # After sleep the connection is dead, and nobody would notice for two heartbeats.
+                self._opened.realtime.connect_anew()
 
     async def _take_all(self) -> None:
         more = True
@@ -216,8 +239,20 @@ class Daemon:
                 return
             self._note_trouble(None)
             more = done.more
+            if done.critical:
+                self._hurry()
             if done.added or done.rejected:
                 log.debug("spool.read", added=done.added, known=done.known, rejected=done.rejected)
+
+    def _hurry(self) -> None:
+        """Send what other devices should hear of within a second, unless real time is switched off."""
+        if self._config.sync.realtime and self._parts is not None:
+            self._parts.syncing.hurry()
+
+    def _on_news(self, news: News) -> None:
+        """Pull what another device stored; with many devices each waits a random part of the spread."""
+        spread_s = random.uniform(0.0, news.spread_s)  # noqa: S311  it spreads load, it keeps no secret
+        self._opened.syncing.hurry(after_s=spread_s, connected=news.connected)
 
     def _note_trouble(self, trouble: str | None) -> None:
         """Log the store's failing and its recovery once each."""
@@ -226,6 +261,16 @@ class Daemon:
         elif trouble is None and self._store_trouble is not None:
             log.info("store.recovered")
         self._store_trouble = trouble
+
+    def _look_at_policies(self) -> None:
+        """Take changed policy files into force, for `status` too, and say so once."""
+        told = self._policies.current().report()
+        if told == self._policy_told:
+            return
+        self._policy_told = told
+        if told["error"]:
+            log.error("policy.refused", reason=told["error"])
+        log.info("policy.in_force", name=told["name"], version=told["version"], sha256=told["sha256"])
 
     def _drift_s(self) -> float:
         return self._clock.now_us() / US_PER_S - self._clock.monotonic()
@@ -282,6 +327,11 @@ class Daemon:
         report = await self._opened.syncing.now()
         done: dict[str, Any] = msgspec.to_builtins(report)
         return {**done, "exit_code": report.exit_code}
+
+    async def _on_edited(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send what a command edited in the store."""
+        self._hurry()
+        return {}
 
     async def _on_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         self.stop()

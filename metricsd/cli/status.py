@@ -20,6 +20,7 @@ from metricsd import __version__, control
 from metricsd.config import Config, Paths, find_paths, load_config
 from metricsd.errors import EXIT_DEGRADED, EXIT_LOGIN, EXIT_NO_DAEMON, EXIT_OK, DaemonNotRunning, MetricsdError
 from metricsd.instance import find_holder
+from metricsd.policy_places import places_of, signature
 from metricsd.spool import pending
 
 PROTOCOL_VERSION = 1
@@ -88,8 +89,7 @@ def gather(paths: Paths, config: Config) -> Section:
         "spool": _spool(paths, quarantined),
         "store": store,
         "sync": _sync(config, login, state, live),
-        # No policy is in force yet: a conflict stays open with both versions until somebody decides.
-        "policy": {"name": None, "version": None, "sha256": None, "source": None, "error": None},
+        "policy": _policy(paths),
     }
 
 
@@ -229,6 +229,20 @@ def _size_of(paths: Paths) -> int:
         with contextlib.suppress(OSError):
             size += file.stat().st_size
     return size
+
+
+def _policy(paths: Paths) -> Section:
+    """Return which conflict policy is in force: what the daemon noted, if no file changed since."""
+    places = places_of(paths)
+    files = signature(places)
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        noted = json.loads(places.report.read_bytes())
+        if noted["files"] == files:
+            return {key: noted[key] for key in ("name", "version", "sha256", "source", "error")}
+    # Parsing costs a few milliseconds, once: the daemon notes what it finds.
+    from metricsd.policy import load
+
+    return load(places).report()
 
 
 def _login(paths: Paths) -> Section | None:

@@ -108,6 +108,10 @@ def _attention(found: Section) -> list[Line]:
     if refused:
         text = f"{_count(refused, 'item')} could not be accepted"
         lines.append(Line(Mark.LOOK, "attention", text, "metricsd quarantine list"))
+    if found["policy"]["error"]:
+        lines.append(
+            Line(Mark.LOOK, "attention", f"a conflict policy: {found['policy']['error']}", "metricsd policy lint")
+        )
     if found["sync"]["conflicts_open"]:
         text = f"{_count(found['sync']['conflicts_open'], 'record')} changed on two devices"
         lines.append(Line(Mark.LOOK, "attention", text, "metricsd conflicts list"))

@@ -4,23 +4,13 @@ A policy chooses; it never resolves (conflict.py does) and never runs code (sync
 could have been written by somebody else never takes force.
 """
 
-from metricsd.policy.layers import (
-    InForce,
-    Layers,
-    Places,
-    load,
-    places_of,
-    read_policy,
-    report_file,
-    tenant_file,
-)
+from metricsd.policy.layers import InForce, Layers, load, read_policy
 from metricsd.policy.lint import Finding, lint, lint_file, read_plugin
 from metricsd.policy.parse import FILE_BYTES_MAX, Mistake, examine, parse
 from metricsd.policy.rules import (
     BUILT_IN,
     CLASHES,
     DELETES,
-    LAYERS,
     STRATEGIES,
     Delete,
     Match,
@@ -29,6 +19,7 @@ from metricsd.policy.rules import (
     Rule,
 )
 from metricsd.policy.trust import find_weakness
+from metricsd.policy_places import LAYERS, Places, places_of, tenant_file
 
 __all__ = [
     "BUILT_IN",
@@ -56,6 +47,5 @@ __all__ = [
     "places_of",
     "read_plugin",
     "read_policy",
-    "report_file",
     "tenant_file",
 ]

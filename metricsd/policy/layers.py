@@ -14,57 +14,16 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
-from metricsd.config import Paths
 from metricsd.errors import PolicyError
 from metricsd.policy.parse import FILE_BYTES_MAX, parse
-from metricsd.policy.rules import LAYERS, Delete, Match, Plugin, Policy, Rule
+from metricsd.policy.rules import Delete, Match, Plugin, Policy, Rule
 from metricsd.policy.trust import find_weakness
-from metricsd.resources import data_folder
+from metricsd.policy_places import LAYERS, Places, Signature, files_of, signature
 
-SYSTEM_POLICIES = Path("/etc/metricsd/conflict_policies")
-FOLDER = "conflict_policies"
-SHIPPED_DEFAULT = "merge_fields.toml"
-FILES_MAX = 64
 DEFAULT_DELETE = "delete_wins"
 _CACHE_MAX = 4096
 _LAST_RESORT = Rule(Match(), "merge_fields", "built in", 0, "shipped")
-
-Signature = tuple[tuple[str, int, int, int, int], ...]
-
-
-class Places(NamedTuple):
-    """Where policies lie: two folders, the tenant's file, the shipped file; what is kept of the last good ones."""
-
-    system: Path
-    tenant: Path
-    user: Path
-    shipped: Path
-    kept: Path
-    report: Path
-
-
-def places_of(paths: Paths, *, system: Path = SYSTEM_POLICIES) -> Places:
-    """Return the places of a home."""
-    return Places(
-        system=system,
-        tenant=tenant_file(paths),
-        user=paths.config_dir / FOLDER,
-        shipped=data_folder(FOLDER) / SHIPPED_DEFAULT,
-        kept=paths.state_dir / "policy_kept",
-        report=report_file(paths),
-    )
-
-
-def tenant_file(paths: Paths) -> Path:
-    """Return where the device keeps the policy that its tenant's cloud gave it."""
-    return paths.state_dir / "tenant_policy.toml"
-
-
-def report_file(paths: Paths) -> Path:
-    """Return where the daemon says which policy is in force, for `metricsd status`."""
-    return paths.state_dir / "policy.json"
 
 
 class InForce:
@@ -135,10 +94,13 @@ class Layers:
 
     def current(self) -> InForce:
         """Return the policies in force now; costs a few looks at file times when nothing changed."""
-        seen = _signature(self.places)
+        seen = signature(self.places)
         if self._in_force is None or seen != self._seen:
             self._in_force = self._load()
             self._seen = seen
+            if self._keep:
+                report = {**self._in_force.report(), "files": seen}
+                _write(self.places.report, json.dumps(report).encode())
         return self._in_force
 
     def _load(self) -> InForce:
@@ -146,7 +108,7 @@ class Layers:
         errors: list[str] = []
         used: set[str] = set()
         for layer in LAYERS:
-            for file in _files(self.places, layer):
+            for file in files_of(self.places, layer):
                 kept = self.places.kept / f"{layer}-{file.name}"
                 used.add(kept.name)
                 found, error = self._read(file, layer, kept)
@@ -159,7 +121,6 @@ class Layers:
         self._good = {name: policy for name, policy in self._good.items() if name in used}
         if self._keep:
             self._forget(used)
-            _write(self.places.report, json.dumps(in_force.report()).encode())
         return in_force
 
     def _read(self, file: Path, layer: str, kept: Path) -> tuple[Policy | None, str]:
@@ -201,32 +162,6 @@ def read_policy(file: Path, *, trusted: bool = False) -> bytes:
             return stream.read(FILE_BYTES_MAX + 1)
     except (OSError, RuntimeError) as error:
         raise PolicyError(f"{file}: cannot be read ({error}): check its permissions") from error
-
-
-def _files(places: Places, layer: str) -> list[Path]:
-    match layer:
-        case "tenant":
-            return [places.tenant] if places.tenant.exists() else []
-        case "shipped":
-            return [places.shipped]
-        case _:
-            folder = places.system if layer == "system" else places.user
-            try:
-                found = sorted(file for file in folder.iterdir() if file.suffix == ".toml" and file.name[0] != ".")
-            except OSError:
-                return []
-            return found[:FILES_MAX]
-
-
-def _signature(places: Places) -> Signature:
-    found = []
-    for layer in LAYERS:
-        for file in _files(places, layer):
-            # Modes and owners count too: a repaired permission puts a file into force.
-            with contextlib.suppress(OSError):
-                about = file.stat()
-                found.append((str(file), about.st_mtime_ns, about.st_ctime_ns, about.st_size, about.st_ino))
-    return tuple(found)
 
 
 def _delete(policies: tuple[Policy, ...]) -> Delete:

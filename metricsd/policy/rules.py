@@ -17,8 +17,6 @@ BUILT_IN = STRATEGIES[:-1]
 CLASHES = ("latest", "max", "min", "union", "sum_delta", "local", "remote")
 DELETES = ("delete_wins", "edit_wins", "latest_wins")
 SCOPES = ("field", "record")
-LAYERS = ("system", "tenant", "user", "shipped")
-"""From the one that is asked first to the one that is asked last."""
 ANY = "*"
 
 
