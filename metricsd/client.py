@@ -13,7 +13,8 @@ import gzip
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -46,6 +47,7 @@ from metricsd.protocol import (
     EnrolRequest,
     HelloReply,
     HelloRequest,
+    PolicyReply,
     Problem,
     PushEventsReply,
     PushRecords,
@@ -60,6 +62,7 @@ COMPRESS_BYTES_MIN = 1024
 """Shorter bodies are sent as they are."""
 ZSTD_LEVEL = 1
 CONNECTIONS_MAX = 4
+EVENT_STREAM = "text/event-stream"
 _CAUSES_MAX = 16
 _ZSTD = "zstd"
 _GZIP = "gzip"
@@ -184,6 +187,33 @@ class CloudClient:
         query = {"cursor": cursor, "limit": str(limit)} | ({"only": "records"} if only_records else {})
         path = f"/changes?{httpx.QueryParams(query)}"
         return _decoded(self.url, await self._call("GET", path, None), ChangesPage)
+
+    async def policy(self) -> PolicyReply:
+        """Return the tenant's conflict policy; raise CloudRefused (404) when it has none."""
+        return _decoded(self.url, await self._call("GET", "/policy", None), PolicyReply)
+
+    @asynccontextmanager
+    async def listen(self, silence_s: float) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Give the chunks of the stream of news, for as long as it lasts.
+
+        Raises TimeoutError when nothing at all came for `silence_s`, and CloudError as every call does.
+        """
+        timeout = httpx.Timeout(self._settings.request_timeout_s, connect=self._settings.connect_timeout_s)
+        timeout.read = silence_s
+        address = f"{self.url}{PREFIX}/changes/stream"
+        try:
+            async with self._http.stream("GET", address, headers={"Accept": EVENT_STREAM}, timeout=timeout) as response:
+                if response.status_code != HTTPStatus.OK:
+                    raise _refusal(self.url, Answer(response.status_code, response.headers, await self._read(response)))
+                if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
+                    raise _not_ours(self.url, Answer(response.status_code, response.headers, b""))
+                yield response.aiter_bytes()
+        except httpx.ReadTimeout as error:
+            raise TimeoutError from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise CloudUnreachable(f"{self.url} cannot be reached: {_cause(error)}: {_UNREACHABLE}") from error
 
     async def _post(self, path: str, request: msgspec.Struct, reply: type[T]) -> T:
         return _decoded(self.url, await self._call("POST", path, msgspec.json.encode(request)), reply)

@@ -226,7 +226,7 @@ class Daemon:
                 drift = self._drift_s()
                 self._schedule.look_again()
                 # After sleep the connection is dead, and nobody would notice for two heartbeats.
-                self._opened.realtime.connect_anew()
+                self._opened.realtime.connect_anew(slept=True)
 
     async def _take_all(self) -> None:
         more = True
@@ -316,8 +316,15 @@ class Daemon:
 
     async def _on_status(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Say what only the living daemon knows."""
-        next_us = self._parts.syncing.next_us if self._parts is not None else None
-        return {"ready": self._ready, "pid": os.getpid(), "next_sync_us": next_us, "store_trouble": self._store_trouble}
+        said = {"ready": self._ready, "pid": os.getpid(), "next_sync_us": None, "store_trouble": self._store_trouble}
+        if self._parts is None:
+            return said
+        stream = self._parts.realtime.state
+        return said | {
+            "next_sync_us": self._parts.syncing.next_us,
+            "realtime": stream.live,
+            "realtime_reason": stream.reason,
+        }
 
     async def _on_sync(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Take in what lies in the spool and sync it."""

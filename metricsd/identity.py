@@ -29,6 +29,8 @@ _PRIVATE_FOLDER = 0o700
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _DEVICE_ID = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
+LoginMark = tuple[int, int, int]
+
 
 class Identity(NamedTuple):
     """This installation. `device_id` is None before the first login, `parent` the id it was forked from."""
@@ -95,6 +97,15 @@ def find_credentials(paths: Paths) -> Credentials | None:
         return parse_credentials(found)
     except (KeyError, TypeError, ValueError) as error:
         raise AuthError(f"{file}: not a login that metricsd wrote ({error}): run `metricsd login URL` again") from error
+
+
+def find_login_mark(paths: Paths) -> LoginMark | None:
+    """Return what changes when the login does, without reading it; None without a login."""
+    try:
+        found = paths.credentials.stat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def get_credentials(paths: Paths) -> Credentials:

@@ -35,12 +35,13 @@ class Sink(Protocol):
 
 
 class Ticked(NamedTuple):
-    """What one tick did. `more` says that work is left and the next tick should come at once."""
+    """What one tick did. `more`: work is left and the next tick should come at once; `critical`: see Taken."""
 
     added: int
     known: int
     rejected: int
     more: bool
+    critical: bool = False
 
 
 NOTHING = Ticked(0, 0, 0, more=False)
@@ -48,14 +49,16 @@ NOTHING = Ticked(0, 0, 0, more=False)
 
 def ticked(taken: Taken, *, more: bool = False) -> Ticked:
     """Return a unit's outcome in the words of a tick."""
-    return Ticked(taken.added, taken.known + taken.twins, taken.rejected, more)
+    return Ticked(taken.added, taken.known + taken.twins, taken.rejected, more, taken.critical)
 
 
 def both(a: Ticked, b: Ticked) -> Ticked:
     """Return two pieces of work as one."""
-    return Ticked(a.added + b.added, a.known + b.known, a.rejected + b.rejected, a.more or b.more)
+    critical = a.critical or b.critical
+    return Ticked(a.added + b.added, a.known + b.known, a.rejected + b.rejected, a.more or b.more, critical)
 
 
 def plus(a: Taken, b: Taken) -> Taken:
     """Return two units as one."""
-    return Taken(a.added + b.added, a.known + b.known, a.twins + b.twins, a.rejected + b.rejected)
+    critical = a.critical or b.critical
+    return Taken(a.added + b.added, a.known + b.known, a.twins + b.twins, a.rejected + b.rejected, critical)

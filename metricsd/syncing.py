@@ -1,4 +1,5 @@
-"""When the daemon syncs: on its schedule, at once after a login, and on demand; never two rounds at a time.
+"""When the daemon syncs: on its schedule, after a login, on demand, and within a second when somebody should hear of
+something; never two rounds at a time, and of the last sort never more than one a second.
 
 The engine decides how a round goes and when the next one is due; this only waits, asks and remembers since when sync
 has been as it is. Without a login, or with one that the cloud refused, nothing is sent until the login changes.
@@ -16,6 +17,7 @@ import structlog
 from metricsd.clock import US_PER_S, Clock
 from metricsd.config import Paths
 from metricsd.errors import StoreUnavailable
+from metricsd.identity import LoginMark, find_login_mark
 from metricsd.store import state
 from metricsd.store.connection import Store
 from metricsd.sync.report import Report
@@ -25,11 +27,11 @@ MODE = "sync_mode"
 MORE_ROUNDS_MAX = 10_000
 """Rounds that one `sync --now` may add while a round says that there is more; a backlog of any size is far below."""
 STORE_PAUSE_S = 5.0
+HURRY_GAP_S = 1.0
+"""Between the starts of two hurried rounds: a hundred failures in a second are one push."""
 AUTH = "auth"
 
 log = structlog.get_logger("sync")
-
-Fingerprint = tuple[int, int, int]
 
 
 class Rounds(Protocol):
@@ -55,7 +57,7 @@ class Planner(Protocol):
 class _Seen(NamedTuple):
     """The login that the last round used, and whether the cloud refused it."""
 
-    login: Fingerprint | None
+    login: LoginMark | None
     refused: bool
 
 
@@ -77,17 +79,50 @@ class Syncing:
         self._remember = remember
         self._wanted = asyncio.Event()
         self._busy = asyncio.Lock()
-        self._seen = _Seen(_fingerprint(paths), refused=False)
+        self._seen = _Seen(find_login_mark(paths), refused=False)
         self._put_off = False
+        self._failing = False
+        self._hurried = asyncio.Event()
+        self._hurry_after_s = 0.0
         self.next_us: int | None = None
 
     def want(self) -> None:
         """Ask for a round because its time has come."""
         self._wanted.set()
 
+    def hurry(self, *, after_s: float = 0.0, connected: bool = False) -> None:
+        """Ask for a round now, or after `after_s`, without touching the schedule.
+
+        While rounds fail the schedule alone decides, so that news cannot get around its pauses; `connected` says that
+        the cloud has just been reached.
+        """
+        if self._failing and not connected:
+            return
+        self._hurry_after_s = min(self._hurry_after_s, after_s) if self._hurried.is_set() else after_s
+        self._hurried.set()
+
+    async def hurry_loop(self) -> None:
+        """Run the rounds that were asked for in a hurry, for ever."""
+        began = -HURRY_GAP_S
+        while True:
+            await self._hurried.wait()
+            wait_s = max(self._hurry_after_s, began + HURRY_GAP_S - self._clock.monotonic())
+            if wait_s > 0:
+                await self._clock.sleep(wait_s)
+            self._hurried.clear()
+            began = self._clock.monotonic()
+            if not self._is_useful():
+                continue
+            try:
+                await self._round("hurry")
+                await self._plan()
+            except StoreUnavailable as error:
+                # The round on the schedule finds the same and says so.
+                log.debug("hurry.postponed", reason=str(error))
+
     def notice_login(self) -> None:
         """Ask for a round if the login changed since the last one."""
-        login = _fingerprint(self._paths)
+        login = find_login_mark(self._paths)
         if login is not None and login != self._seen.login:
             self._wanted.set()
 
@@ -106,7 +141,7 @@ class Syncing:
     async def _turn(self) -> None:
         """Do what is due now: a round, or a later time for one."""
         if self._is_useful():
-            new_login = _fingerprint(self._paths) != self._seen.login
+            new_login = find_login_mark(self._paths) != self._seen.login
             if not new_login and await self._puts_off():
                 return
             await self._round("login" if new_login else "interval")
@@ -133,13 +168,14 @@ class Syncing:
 
     def _is_useful(self) -> bool:
         """Return whether a round could do anything: there is a login, and the cloud has not refused this one."""
-        login = _fingerprint(self._paths)
+        login = find_login_mark(self._paths)
         return login is not None and not (self._seen.refused and login == self._seen.login)
 
     async def _round(self, reason: str) -> Report:
         async with self._busy:
-            login = _fingerprint(self._paths)
+            login = find_login_mark(self._paths)
             report = await self._rounds.tick(reason=reason)
+            self._failing = report.error is not None
             self._seen = _Seen(login, refused=report.error is not None and report.error.code == AUTH)
             if login is not None:
                 await self._remember(report)
@@ -212,12 +248,3 @@ def _log_round(report: Report) -> None:
         rejected=len(report.rejected),
         took_ms=report.duration_ms,
     )
-
-
-def _fingerprint(paths: Paths) -> Fingerprint | None:
-    """Return what changes when the login does, without reading it."""
-    try:
-        found = paths.credentials.stat()
-    except OSError:
-        return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size)

@@ -112,7 +112,9 @@ def _sync(config: Config, login: Section | None, state: Section, live: Section) 
         "url": login["url"] if login else None,
         "direction": config.sync.direction,
         "interval_s": config.sync.interval_s,
-        "realtime": False,
+        # Only while the stream lives and beats; the reason is null without a daemon to know it.
+        "realtime": live.get("realtime") is True,
+        "realtime_reason": live.get("realtime_reason"),
         "last_success": _time_text(state.get("sync_last_success_us")),
         "last_error": error.get("message"),
         "next": _time_text(live.get("next_sync_us")) if login else None,

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 Section = dict[str, Any]
 _NAME_WIDTH = 9
+_REALTIME_CALM = ("switched off (sync.realtime)", "not needed: nothing is pulled", "not logged in", "connecting")
+"""Reasons of sync/realtime.py that nobody needs to act on (a test holds the two together)."""
 
 
 class Mark(StrEnum):
@@ -39,7 +41,14 @@ class Line(NamedTuple):
 def render(found: Section, *, colour: bool, encoding: str, now: datetime | None = None) -> str:
     """Return the screen for a status."""
     at = now or datetime.now(UTC)
-    lines = [_daemon(found["daemon"]), _spool(found), _store(found["store"]), _sync(found, at), *_attention(found)]
+    lines = [
+        _daemon(found["daemon"]),
+        _spool(found),
+        _store(found["store"]),
+        _sync(found, at),
+        *_realtime(found),
+        *_attention(found),
+    ]
     symbols = _SYMBOLS if "utf" in (encoding or "").lower() else _ASCII
     rows = []
     for line in lines:
@@ -99,7 +108,16 @@ def _sync(found: Section, now: datetime) -> Line:
         return Line(Mark.LOOK, "sync", f"off: {sync['last_error'] or reason}; {waiting}", "metricsd sync --now")
     if sync["last_success"] is None:
         return Line(Mark.LOOK, "sync", f"not yet with {sync['url']}; {waiting}", "metricsd sync --now")
-    return Line(Mark.GOOD, "sync", f"with {sync['url']}, {_ago(sync['last_success'], now)}; {waiting}")
+    pace = ", in real time" if sync["realtime"] else ""
+    return Line(Mark.GOOD, "sync", f"with {sync['url']}, {_ago(sync['last_success'], now)}{pace}; {waiting}")
+
+
+def _realtime(found: Section) -> list[Line]:
+    """Say why changes of other devices come by the interval although real time is switched on."""
+    reason = found["sync"].get("realtime_reason")
+    if found["mode"]["current"] != "hybrid" or found["sync"]["realtime"] or reason in (None, *_REALTIME_CALM):
+        return []
+    return [Line(Mark.LOOK, "real time", f"off: {reason}")]
 
 
 def _attention(found: Section) -> list[Line]:

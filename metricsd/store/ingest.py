@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from metricsd.crash import crash_point
+from metricsd.model import Event, Kind, Outcome
 from metricsd.store import events, quarantine, sources, state
 from metricsd.store.connection import Store
 from metricsd.store.events import Identified
@@ -20,14 +21,26 @@ from metricsd.store.sources import Checkpoint
 FOLD_BEFORE = "fold_before_us"
 """State key: events before this time have been folded into the totals and can no longer be recognised."""
 
+_CRITICAL_KINDS = frozenset({Kind.SESSION_ENDED.value, Kind.TURN_FAILED.value})
+_FAILED = Outcome.FAILED.value
+
+
+def is_critical(event: Event) -> bool:
+    """Return whether an event is worth sending within a second: a session that ended, something that failed."""
+    return event.outcome == _FAILED or event.kind in _CRITICAL_KINDS
+
 
 class Taken(NamedTuple):
-    """added: new events; known: seen before; twins: the same fact captured twice; rejected: gone to quarantine."""
+    """added: new events; known: seen before; twins: the same fact captured twice; rejected: gone to quarantine.
+
+    critical: something that other devices should hear of at once was among the new ones.
+    """
 
     added: int
     known: int
     twins: int
     rejected: int
+    critical: bool = False
 
 
 class Ingest:
@@ -68,7 +81,8 @@ class Ingest:
             self._recent.forget()
             raise
         crash_point("after_commit")
-        return Taken(inserted.added, inserted.known, len(items) - len(kept), len(rejects) + len(old))
+        critical = inserted.added > 0 and any(is_critical(item.event) for item in kept)
+        return Taken(inserted.added, inserted.known, len(items) - len(kept), len(rejects) + len(old), critical)
 
     def _split_old(self, items: list[Identified]) -> tuple[list[Identified], list[Reject]]:
         """Refuse what is older than the newest fold: whether it was counted can no longer be told."""

@@ -47,6 +47,7 @@ from metricsd.sync.push import push_counters, push_events, push_records
 from metricsd.sync.report import MODE_ALONE, MODE_REACHED, DryRun, Report, failure_of
 from metricsd.sync.resolving import Plugins, Policies, Resolver
 from metricsd.sync.round import Round, Run
+from metricsd.sync.tenant_policy import TenantPolicyFile
 
 T = TypeVar("T")
 
@@ -111,6 +112,7 @@ class Engine:
         self._busy = asyncio.Lock()
         self._plugins = plugins or Pool()
         in_force = policies or Layers(places_of(paths), keep=True)
+        self._tenant_policy = TenantPolicyFile(paths)
         self._resolver = Resolver(store, self._run, in_force, self._plugins)
 
     async def tick(self, *, reason: str = "interval") -> Report:
@@ -240,6 +242,9 @@ class Engine:
         sync.stream = await self._run(_act, self._store, stream, reply)
         self._note_clock(sync.report, reply.server_time)
         await self._run(_witness_time, self._store, reply.server_time)
+        note = await self._tenant_policy.follow(sync.client, reply.policy_hash)
+        if note is not None:
+            sync.report.notes.append(note)
 
     async def _fork(self) -> None:
         """Enrol again as a new device whose parent is the id that somebody else uses too."""
