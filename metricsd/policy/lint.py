@@ -45,7 +45,7 @@ def lint_file(file: Path, *, layer: str = "user") -> tuple[Policy | None, list[F
     try:
         raw = read_policy(file, trusted=layer == "shipped")
     except PolicyError as error:
-        return None, [Finding("error", "permission", str(file), 1, str(error))]
+        return None, [Finding("error", "permission", str(file), 1, str(error).removeprefix(f"{file}: "))]
     policy, mistakes = examine(raw, file, layer=layer)
     if policy is None:
         return None, [Finding("error", "syntax", str(file), line, message) for line, message in mistakes]

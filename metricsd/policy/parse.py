@@ -127,7 +127,7 @@ class _Reader:
         for name, sha256 in body.items():
             line = self.lines.table("plugins", name)
             if not _is_plugin(name):
-                self.wrong(line, f"plugins.{name[:80]}", "the name of a .py file beside this one", name)
+                self.wrong(line, f"plugins.{name[:80]!r}", "the name of a .py file beside this one", name)
             elif not isinstance(sha256, str) or not _is_sha256(sha256.lower()):
                 self.wrong(line, f"plugins.{name}", "a SHA-256 of 64 hexadecimal digits", sha256)
             else:
@@ -215,7 +215,7 @@ class _Reader:
     def known(self, body: Mapping[str, Any], keys: tuple[str, ...], where: str, line_of: Any) -> None:
         for key in body:
             if key not in keys:
-                message = f"{where}{key[:80]}: unknown key; expected one of {', '.join(keys)}"
+                message = f"{where}{key[:80]!r}: unknown key; expected one of {', '.join(keys)}"
                 self.mistakes.append(Mistake(line_of(key), message))
 
     def flag(self, body: Mapping[str, Any], key: str, line_of: Any) -> bool:
@@ -228,8 +228,8 @@ class _Reader:
     def text(self, body: Mapping[str, Any], key: str, line_of: Any) -> str:
         value = body.get(key, "")
         longest = NAME_CHARS_MAX if key == "name" else FILE_BYTES_MAX
-        if not isinstance(value, str) or (key == "name" and key in body and not 0 < len(value.strip()) <= longest):
-            self.wrong(line_of(key), key, f"text of 1 to {longest} characters", value)
+        if not isinstance(value, str) or (key == "name" and key in body and not _is_name(value)):
+            self.wrong(line_of(key), key, f"text of 1 to {longest} characters on one line", value)
             return ""
         return value.strip()
 
@@ -244,8 +244,14 @@ class _Reader:
         self.mistakes.append(Mistake(line, f"{key}: expected {expected}, not {_shown(value)}"))
 
 
+def _is_name(value: str) -> bool:
+    # Printable, because it is shown on terminals and may come from a cloud.
+    return 0 < len(value.strip()) <= NAME_CHARS_MAX and value.isprintable()
+
+
 def _is_glob(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= GLOB_CHARS_MAX and value.count("*") <= GLOB_STARS_MAX
+    fits = isinstance(value, str) and 0 < len(value) <= GLOB_CHARS_MAX and value.isprintable()
+    return fits and value.count("*") <= GLOB_STARS_MAX
 
 
 def _shown(value: Any) -> str:
