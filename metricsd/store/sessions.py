@@ -95,12 +95,12 @@ def find(store: Store, text: str, address: Address) -> list[Session]:
 
     The same session id under two apps gives two sessions; `<app>/<id>` tells them apart.
     """
-    app, _, rest = text.rpartition("/")
-    starts = [rest, text] if app else [text]
+    app, slash, rest = text.partition("/")
+    starts = [rest, text] if slash else [text]
     rows = [row for start in starts for row in store.db.execute(_ROWS_OF, (start, start + _AFTER_ALL)).fetchall()]
     ids = [str(row[0]) for row in store.db.execute(_RECORDS).fetchall()]
     wanted = [one for one in ids if one.startswith(text) or one.partition("/")[2].startswith(text)]
-    found = [one for one in _joined(store, _seen(rows), wanted, address) if not app or _is_under(one, app, text)]
+    found = [one for one in _joined(store, _seen(rows), wanted, address) if not slash or _is_under(one, app, text)]
     exact = [one for one in found if text in (one.session_id, one.record_id, f"{one.app}/{one.session_id}")]
     return exact or found
 
