@@ -34,16 +34,16 @@ def measure(seconds: float, *, with_cloud: bool) -> dict[str, float]:
         bare = subprocess.Popen([sys.executable, "-c", BARE])
         try:
             time.sleep(SETTLE_S)
-            before = [_cpu_s(daemon.pid), _cpu_s(bare.pid)]
+            before = [cpu_s(daemon.pid), cpu_s(bare.pid)]
             time.sleep(seconds)
-            used = [_cpu_s(pid) - was for pid, was in zip((daemon.pid, bare.pid), before, strict=True)]
+            used = [cpu_s(pid) - was for pid, was in zip((daemon.pid, bare.pid), before, strict=True)]
             return {
                 "seconds": seconds,
                 "cpu_percent": round(used[0] / seconds * 100, 3),
-                "rss_mb": round(_rss(daemon.pid) / 1e6, 1),
+                "rss_mb": round(rss(daemon.pid) / 1e6, 1),
                 "threads": sum(process.num_threads() for process in _tree(daemon.pid)),
                 "bare_cpu_percent": round(used[1] / seconds * 100, 3),
-                "bare_rss_mb": round(_rss(bare.pid) / 1e6, 1),
+                "bare_rss_mb": round(rss(bare.pid) / 1e6, 1),
             }
         finally:
             bare.kill()
@@ -55,7 +55,7 @@ def _tree(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Return processor seconds so far, in the kernel's nanoseconds where it tells them: ticks of 10 ms are too coarse."""
     total = 0.0
     for process in _tree(pid):
@@ -68,7 +68,7 @@ def _cpu_s(pid: int) -> float:
     return total
 
 
-def _rss(pid: int) -> int:
+def rss(pid: int) -> int:
     return sum(int(process.memory_info().rss) for process in _tree(pid))
 
 

@@ -28,7 +28,11 @@ MORE_ROUNDS_MAX = 10_000
 """Rounds that one `sync --now` may add while a round says that there is more; a backlog of any size is far below."""
 STORE_PAUSE_S = 5.0
 HURRY_GAP_S = 1.0
-"""Between the starts of two hurried rounds: a hundred failures in a second are one push."""
+"""Between the starts of two rounds that something here asked for: a hundred failures in a second are one push."""
+NEWS_GAP_S = 0.25
+"""Between the starts of two rounds that news asked for: a round of another device is told in two or three words."""
+HURRY_STEP_S = 0.25
+"""How soon an earlier time takes effect while a later one is waited for."""
 AUTH = "auth"
 
 log = structlog.get_logger("sync")
@@ -83,34 +87,36 @@ class Syncing:
         self._put_off = False
         self._failing = False
         self._hurried = asyncio.Event()
-        self._hurry_after_s = 0.0
+        self._hurry_at = 0.0
+        self._hurry_began = -HURRY_GAP_S
         self.next_us: int | None = None
 
     def want(self) -> None:
         """Ask for a round because its time has come."""
         self._wanted.set()
 
-    def hurry(self, *, after_s: float = 0.0, connected: bool = False) -> None:
-        """Ask for a round now, or after `after_s`, without touching the schedule.
+    def hurry(self, *, after_s: float = 0.0, gap_s: float = HURRY_GAP_S, connected: bool = False) -> None:
+        """Ask for a round `gap_s` after the last hurried one began, `after_s` from now at least; the schedule stays.
 
         While rounds fail the schedule alone decides, so that news cannot get around its pauses; `connected` says that
         the cloud has just been reached.
         """
         if self._failing and not connected:
             return
-        self._hurry_after_s = min(self._hurry_after_s, after_s) if self._hurried.is_set() else after_s
+        now = self._clock.monotonic()
+        at = max(now + after_s, self._hurry_began + gap_s)
+        self._hurry_at = min(self._hurry_at, at) if self._hurried.is_set() else at
         self._hurried.set()
 
     async def hurry_loop(self) -> None:
         """Run the rounds that were asked for in a hurry, for ever."""
-        began = -HURRY_GAP_S
         while True:
             await self._hurried.wait()
-            wait_s = max(self._hurry_after_s, began + HURRY_GAP_S - self._clock.monotonic())
-            if wait_s > 0:
-                await self._clock.sleep(wait_s)
+            # Somebody else may ask for an earlier time meanwhile.
+            while (wait_s := self._hurry_at - self._clock.monotonic()) > 0:
+                await self._clock.sleep(min(wait_s, HURRY_STEP_S))
             self._hurried.clear()
-            began = self._clock.monotonic()
+            self._hurry_began = self._clock.monotonic()
             if not self._is_useful():
                 continue
             try:

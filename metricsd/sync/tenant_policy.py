@@ -6,7 +6,6 @@ there, so a broken or forged text changes nothing. It is data; a plug-in that it
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -37,8 +36,7 @@ class TenantPolicyFile:
         Raises what a call of the cloud raises, except that it has no policy any more.
         """
         if wanted is None:
-            self._remove()
-            return None
+            return self._remove()
         if wanted in (_hash_of(self.file), self._refused):
             return None
         try:
@@ -64,10 +62,15 @@ class TenantPolicyFile:
         log.info("policy.fetched", version=version, sha256=sha256)
         return None
 
-    def _remove(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
+    def _remove(self) -> str | None:
+        try:
             self.file.unlink()
-            log.info("policy.removed")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return f"{self.file}: this tenant has no policy, and the file cannot be removed ({error.strerror})"
+        log.info("policy.removed")
+        return None
 
 
 def _check(raw: bytes, sha256: str, source: str) -> None:
