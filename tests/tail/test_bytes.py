@@ -40,3 +40,13 @@ def test_only_a_newline_ends_a_line(rig: Rig, separator: str) -> None:
     rig.shared(line.replace(b'"-"', f'"{separator}"'.encode()) + rig.line(8))
     assert rig.tick() == (2, 0, 0, False)
     assert rig.durations == [7, 8]
+
+
+def test_other_lines_behind_an_unchanged_beginning_are_read(rig: Rig) -> None:
+    """The first kilobyte is what it was and the file is longer than before: the bytes before the offset tell."""
+    path = rig.shared(b"".join(rig.line(n) for n in range(30)))
+    rig.tick()
+    with path.open("r+b") as file:
+        file.truncate(sum(len(rig.line(n)) for n in range(20)))
+    rig.shared(b"".join(rig.line(n) for n in range(100, 130)))
+    assert rig.tick().added == 30

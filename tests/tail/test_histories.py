@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ ASIDE = (*NAMES, "a.jsonl.1", "b.jsonl.1", "a.jsonl.1.bak")
 POINTS = ("after_insert", "before_commit", "after_commit", "before_unlink", "half_of_unlinks")
 NOBODY = 65534
 STEPS_MIN = 2000
-EXAMPLES = 250
+EXAMPLES = 150
 STEPS = 40
 EXAMPLES_SOAK = 25_000
 STEPS_SOAK = 80
@@ -81,6 +80,8 @@ class Histories(RuleBasedStateMachine):
         self.must: Counter[int] = Counter()
         self.ever: Counter[int] = Counter()
         self.rest: dict[Path, bytes] = {}
+        self.looked_at: set[int] = set()
+        self.rotated: set[Path] = set()
         with self.user():
             self.open()
 
@@ -108,6 +109,8 @@ class Histories(RuleBasedStateMachine):
         with self.user():
             seen = self.readable()
             self.intake.take_all()
+            self.looked_at = {path.stat().st_ino for path in self.followed() if numbers_in(path)}
+            self.rotated.clear()
         for number, times in seen.items():
             self.must[number] = max(self.must[number], times)
 
@@ -212,13 +215,14 @@ class Histories(RuleBasedStateMachine):
         with self.user(), contextlib.suppress(FileNotFoundError, PermissionError):
             os.truncate(self.spool / name, int((self.spool / name).stat().st_size * part))
 
-    @rule(name=names, padding=paddings)
-    def rewrite_larger(self, name: str, padding: int) -> None:
-        """The same inode, other content, longer than before."""
+    @rule(name=names, padding=paddings, kept=st.sampled_from((0, 0, 0.5, 0.9)))
+    def rewrite_larger(self, name: str, padding: int, kept: float) -> None:
+        """The same inode, longer than before, with other content: all of it, or what comes behind some first lines."""
         with self.user():
             try:
-                size = (self.spool / name).stat().st_size
-                os.truncate(self.spool / name, 0)
+                data = (self.spool / name).read_bytes()
+                size = len(data)
+                os.truncate(self.spool / name, data.rfind(b"\n", 0, int(size * kept)) + 1)
             except (FileNotFoundError, PermissionError):
                 return
         data = b""
@@ -229,7 +233,11 @@ class Histories(RuleBasedStateMachine):
     @rule(name=names, to=st.sampled_from(ASIDE))
     def rename(self, name: str, to: str) -> None:
         with self.user(), contextlib.suppress(FileNotFoundError):
+            inode = (self.spool / name).stat().st_ino
             (self.spool / name).rename(self.spool / to)
+            self.rotated.discard(self.spool / to)
+            if to not in NAMES and inode in self.looked_at:
+                self.rotated.add(self.spool / to)
 
     @rule(name=names, to=st.sampled_from(ASIDE))
     def copytruncate(self, name: str, to: str) -> None:
@@ -238,6 +246,7 @@ class Histories(RuleBasedStateMachine):
             contextlib.suppress(FileNotFoundError, PermissionError, shutil.SameFileError),
         ):
             shutil.copyfile(self.spool / name, self.spool / to)
+            self.rotated.discard(self.spool / to)
             os.truncate(self.spool / name, 0)
 
     @rule(name=names, mode=st.sampled_from((0o000, 0o200, 0o600)))
@@ -292,11 +301,13 @@ class Histories(RuleBasedStateMachine):
     def readable(self) -> Counter[int]:
         """Return the numbers of all complete lines that can be read now, with how often one file holds them."""
         found: Counter[int] = Counter()
-        for path in sorted(self.spool.iterdir()):
-            if path.name.endswith(".jsonl") and stat.S_ISREG(path.stat().st_mode):
-                for number, times in numbers_in(path).items():
-                    found[number] = max(found[number], times)
+        for path in [*self.followed(), *sorted(self.rotated)]:
+            for number, times in numbers_in(path).items():
+                found[number] = max(found[number], times)
         return found + self.captures()
+
+    def followed(self) -> list[Path]:
+        return [path for path in sorted(self.spool.iterdir()) if path.name.endswith(".jsonl") and path.is_file()]
 
     def captures(self) -> Counter[int]:
         found: Counter[int] = Counter()
@@ -375,6 +386,7 @@ def imported() -> None:
     Histories.as_nobody = as_nobody
 
 
+@pytest.mark.timeout(400)
 def test_two_thousand_random_steps_lose_nothing_and_double_nothing() -> None:
     """The same histories in every run, so that this test never fails by chance; the soak takes new ones."""
     if os.geteuid() == 0 and not Histories.as_nobody:
