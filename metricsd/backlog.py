@@ -17,7 +17,7 @@ from metricsd.clock import Clock
 
 NAMES_MAX = 50_000
 """Names held: about 10 MB."""
-LIST_SHARE = 5
+LIST_SHARE = 10
 """While a backlog is worked off, listing takes at most one part in so many of the time."""
 SHORT = 2_000
 """A list this short is cheap: what is new is looked for before every batch."""
@@ -27,10 +27,11 @@ _Entry = tuple[int, str]
 
 
 class Progress(NamedTuple):
-    """How a backlog stands: captures that were left at the last look, and how many are taken in a second."""
+    """How a backlog stands: captures left, how many are taken in a second, and when (monotonic) the last were."""
 
     left: int
     per_s: float
+    at: float
 
 
 class Backlog:
@@ -40,7 +41,8 @@ class Backlog:
         self._folder = folder
         self._clock = clock
         self._entries: deque[_Entry] = deque()
-        self._total = 0
+        self.progress = Progress(0, 0.0, clock.monotonic())
+        """How long the backlog is, and how fast it shrinks."""
         self._newest_first = False
         self._listed_at = clock.monotonic()
         self._list_cost_s = 0.0
@@ -71,19 +73,14 @@ class Backlog:
 
     def note_taken(self, count: int) -> None:
         """Count captures that are stored and gone from the folder."""
-        self._total = max(self._total - count, 0)
-        self._taken.append((self._clock.monotonic(), count))
-        while self._taken[-1][0] - self._taken[0][0] > RATE_WINDOW_S:
+        now = self._clock.monotonic()
+        self._taken.append((now, count))
+        while now - self._taken[0][0] > RATE_WINDOW_S:
             self._taken.popleft()
-
-    @property
-    def progress(self) -> Progress:
-        """How long the backlog is, and how fast it shrinks."""
-        if len(self._taken) < 2:
-            return Progress(self._total, 0.0)
-        spent_s = self._taken[-1][0] - self._taken[0][0]
-        count = sum(count for _, count in self._taken) - self._taken[0][1]
-        return Progress(self._total, count / spent_s if spent_s > 0 else 0.0)
+        spent_s = now - self._taken[0][0]
+        since_first = sum(taken for _, taken in self._taken) - self._taken[0][1]
+        # Replaced as a whole: another thread may read it at any moment.
+        self.progress = Progress(max(self.progress.left - count, 0), since_first / spent_s if spent_s > 0 else 0.0, now)
 
     def _list(self) -> None:
         """Read the folder; on failure keep what is known, the next round tries again."""
@@ -104,7 +101,7 @@ class Backlog:
             self._listed_at = self._clock.monotonic()
             self._list_cost_s = self._listed_at - began
         self._entries = deque(_ends(found))
-        self._total = total
+        self.progress = self.progress._replace(left=total)
 
 
 def _ends(entries: list[_Entry]) -> list[_Entry]:

@@ -44,6 +44,8 @@ from metricsd.writer import Writer
 
 STORE_PAUSE_S = 1.0
 """Between attempts while the store cannot be written: a full disk must not become a busy loop."""
+RATE_FRESH_S = 10.0
+"""The rate at which a backlog is taken in is told for this long after the last captures came in."""
 CLOCK_JUMP_S = 5.0
 """Wall and monotonic time drifting apart by more than this between two looks: sleep, or somebody set the clock."""
 
@@ -320,7 +322,10 @@ class Daemon:
         if self._parts is None:
             return said
         stream = self._parts.realtime.state
+        progress = self._parts.tail.progress
+        is_taking = progress.left > 0 and self._clock.monotonic() - progress.at < RATE_FRESH_S
         return said | {
+            "taking_per_s": round(progress.per_s, 1) if is_taking else None,
             "next_sync_us": self._parts.syncing.next_us,
             "realtime": stream.live,
             "realtime_reason": stream.reason,

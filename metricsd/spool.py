@@ -173,7 +173,7 @@ def open_capture(spool: Path, name: str) -> OpenCapture:
     if "/" in name or "\0" in name or name in ("", ".", ".."):
         raise LineRejected("capture_path", f"{name!r} is not a file name")
     try:
-        fd = os.open(captures_folder(spool) / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(f"{spool}/{CAPTURES_FOLDER}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
     except OSError as error:

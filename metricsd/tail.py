@@ -8,6 +8,7 @@ blamed.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ class Tail:
 
     @property
     def progress(self) -> Progress:
-        """How many captures were left at the last look, and how fast they are taken in."""
+        """How many captures are left, and how fast they are taken in. May be read by any thread."""
         return self._backlog.progress
 
     def tick(self) -> Ticked:
@@ -119,7 +120,7 @@ class Tail:
     def _delete(self, name: str) -> None:
         """Delete a stored capture. One that cannot be deleted holds up nothing; it is known when it is read again."""
         try:
-            (self._new / name).unlink()
+            os.unlink(f"{self._new}/{name}")  # noqa: PTH108 - a path object costs as much as the call itself
         except FileNotFoundError:
             return
         except OSError as error:

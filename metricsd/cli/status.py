@@ -40,6 +40,10 @@ _COUNTS = """
 SELECT (SELECT count(*) FROM session) - (SELECT count(*) FROM record WHERE type = 'session' AND deleted = 1),
        (SELECT count(*) FROM record WHERE type = 'tool_metric' AND deleted = 0)
 """
+_BY_REASON = """
+SELECT reason, count(*) FROM quarantine WHERE state = 'open' AND NOT (reason GLOB 'cloud_*' OR file GLOB 'http*:*')
+GROUP BY reason ORDER BY reason
+"""
 _PENDING_RECORDS = (
     "SELECT count(*) FROM record WHERE dirty > 0 AND conflict IS NULL",
     "SELECT count(*) FROM session_counters WHERE dirty > 0 AND device = (SELECT value FROM state WHERE key = 'own_device')",
@@ -78,7 +82,7 @@ def gather(paths: Paths, config: Config) -> Section:
     live, daemon = _daemon(paths)
     state, store = _store(paths)
     login = _login(paths)
-    quarantined = store.pop("quarantined")
+    quarantined, by_reason = store.pop("quarantined"), store.pop("by_reason")
     if live.get("store_trouble"):
         store |= {"healthy": False, "reason": str(live["store_trouble"])}
     return {
@@ -86,7 +90,7 @@ def gather(paths: Paths, config: Config) -> Section:
         "protocol": PROTOCOL_VERSION,
         "daemon": daemon,
         "mode": _mode(login, state),
-        "spool": _spool(paths, quarantined),
+        "spool": _spool(paths, quarantined, by_reason, live),
         "store": store,
         "sync": _sync(config, login, state, live),
         "policy": _policy(paths),
@@ -159,13 +163,16 @@ def _daemon(paths: Paths) -> tuple[Section, Section]:
     }
 
 
-def _spool(paths: Paths, quarantined: int) -> Section:
+def _spool(paths: Paths, quarantined: int, by_reason: Section, live: Section) -> Section:
     section: Section = {
         "dir": str(paths.spool),
         "pending_files": 0,
         "pending_bytes": 0,
         "oldest_pending_s": None,
+        "taking_per_s": None,
+        "eta_s": None,
         "quarantined": quarantined,
+        "quarantined_by_reason": by_reason,
     }
     try:
         waiting = pending(paths.spool)
@@ -175,6 +182,10 @@ def _spool(paths: Paths, quarantined: int) -> Section:
     section["pending_bytes"] = waiting.bytes
     if waiting.oldest_mtime_ns is not None:
         section["oldest_pending_s"] = round(max(time.time() - waiting.oldest_mtime_ns / 1e9, 0.0), 1)
+    per_s = live.get("taking_per_s")
+    if waiting.files and isinstance(per_s, int | float) and per_s > 0:
+        section["taking_per_s"] = per_s
+        section["eta_s"] = round(waiting.files / per_s, 1)
     return section
 
 
@@ -190,6 +201,7 @@ def _store(paths: Paths) -> tuple[Section, Section]:
         "healthy": True,
         "reason": None,
         "quarantined": 0,
+        "by_reason": {},
     }
     if not paths.store.exists():
         return {}, section
@@ -205,6 +217,7 @@ def _store(paths: Paths) -> tuple[Section, Section]:
             on_wire, all_open = db.execute(_QUARANTINED).fetchone()
             section["quarantined"] = all_open - on_wire
             state["sync_quarantined"] = on_wire
+            section["by_reason"] = dict(db.execute(_BY_REASON))
             state["pending_events"] = _pending_events(db, state)
             state["pending_records"] = sum(db.execute(sql).fetchone()[0] for sql in _PENDING_RECORDS)
             state["conflicts_open"] = db.execute("SELECT count(*) FROM conflict_log WHERE state = 'open'").fetchone()[0]

@@ -86,6 +86,8 @@ def _spool(found: Section) -> Line:
     if not files:
         return Line(Mark.GOOD, "spool", f"nothing waits ({spool['dir']})")
     text = f"{_count(files, 'capture')} waiting, {_size(spool['pending_bytes'])}, oldest {_span(spool['oldest_pending_s'])}"
+    if spool["eta_s"] is not None:
+        text += f"; {spool['taking_per_s']:,.0f} a second, {_span(spool['eta_s'])} left"
     return Line(Mark.LOOK, "spool", text, "" if found["daemon"]["running"] else "metricsd up")
 
 

@@ -6,14 +6,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from metricsd import spool
 from metricsd.config import Tail as Settings
 from metricsd.model import Event
-from metricsd.sink import Ticked
 from metricsd.store import quarantine, sources
 from metricsd.store.connection import Store
 from metricsd.store.events import read_own
@@ -22,6 +21,15 @@ from metricsd.tail import Tail
 from tests.fakes import FakeClock
 
 KEY = b"k" * 32
+
+
+class Outcome(NamedTuple):
+    """What ticking until the end took in."""
+
+    added: int
+    known: int
+    rejected: int
+    more: bool
 
 
 class Rig:
@@ -47,12 +55,12 @@ class Rig:
         self.store = Store.open(self.folder / "store.db", clock=self.clock)
         self.tail = Tail(Ingest(self.store), self.spool, self.settings, KEY, self.clock, sources.load_all(self.store))
 
-    def tick(self) -> Ticked:
+    def tick(self) -> Outcome:
         """Tick until nothing is left."""
-        total = Ticked(0, 0, 0, more=False)
+        total = Outcome(0, 0, 0, more=False)
         for _ in range(1000):
             done = self.tail.tick()
-            total = Ticked(
+            total = Outcome(
                 total.added + done.added, total.known + done.known, total.rejected + done.rejected, more=False
             )
             if not done.more:
