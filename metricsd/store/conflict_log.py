@@ -135,6 +135,12 @@ def find(store: Store, conflict_id: int) -> Entry | None:
     return _entry(row) if row else None
 
 
+def is_open(store: Store, conflict_id: int, remote_rev: str) -> bool:
+    """Return whether a conflict is still open, with this revision of the remote side."""
+    row = store.db.execute("SELECT state, remote_rev FROM conflict_log WHERE id = ?", (conflict_id,)).fetchone()
+    return bool(row == (State.OPEN, remote_rev))
+
+
 def count_open(store: Store) -> int:
     """Return how many conflicts are open."""
     return int(store.db.execute("SELECT count(*) FROM conflict_log WHERE state = 'open'").fetchone()[0])

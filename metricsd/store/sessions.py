@@ -86,8 +86,9 @@ _INDEX = {name: index for index, name in enumerate(FIELDS)}
 
 def read_all(store: Store, address: Address) -> list[Session]:
     """Return every session, deleted ones too, the newest first."""
-    ids = (str(row[0]) for row in store.db.execute(_RECORDS).fetchall())
-    return _joined(store, _seen(store.db.execute(_ROWS).fetchall()), ids, address)
+    ids = [str(row[0]) for row in store.db.execute(_RECORDS).fetchall()]
+    known = {one: records.get(store, TYPE, one) for one in ids}
+    return _joined(_seen(store.db.execute(_ROWS).fetchall()), ids, address, known.get)
 
 
 def find(store: Store, text: str, address: Address) -> list[Session]:
@@ -100,7 +101,8 @@ def find(store: Store, text: str, address: Address) -> list[Session]:
     rows = [row for start in starts for row in store.db.execute(_ROWS_OF, (start, start + _AFTER_ALL)).fetchall()]
     ids = [str(row[0]) for row in store.db.execute(_RECORDS).fetchall()]
     wanted = [one for one in ids if one.startswith(text) or one.partition("/")[2].startswith(text)]
-    found = [one for one in _joined(store, _seen(rows), wanted, address) if not slash or _is_under(one, app, text)]
+    joined = _joined(_seen(rows), wanted, address, lambda record_id: records.get(store, TYPE, record_id))
+    found = [one for one in joined if not slash or _is_under(one, app, text)]
     exact = [one for one in found if text in (one.session_id, one.record_id, f"{one.app}/{one.session_id}")]
     return exact or found
 
@@ -136,12 +138,14 @@ def _seen(rows: Iterable[tuple[Any, ...]]) -> list[Seen]:
     return [Seen(app, session_id, device, tuple(values)) for app, session_id, device, *values in dict.fromkeys(rows)]
 
 
-def _joined(store: Store, seen: Sequence[Seen], record_ids: Iterable[str], address: Address) -> list[Session]:
+def _joined(
+    seen: Sequence[Seen], record_ids: Iterable[str], address: Address, record_of: Callable[[str], Record | None]
+) -> list[Session]:
     """Put the devices' counters of each session and its record together."""
     groups: dict[str, list[Seen]] = {one: [] for one in record_ids}
     for one in seen:
         groups.setdefault(address(one.app, one.session_id), []).append(one)
-    found = [_session(record_id, parts, records.get(store, TYPE, record_id)) for record_id, parts in groups.items()]
+    found = [_session(record_id, parts, record_of(record_id)) for record_id, parts in groups.items()]
     return sorted(found, key=lambda one: (-(one.started_at or 0), one.record_id))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -93,22 +94,36 @@ class Resolver:
         return done
 
     async def _decide(self, found: Found, in_force: InForce, fresh: Stamp) -> Decided:
+        """Return what holds, asking plug-ins where a rule names one."""
+        if not in_force.plugins:
+            return self.decide(found, in_force, fresh)
+        entry = found.entry
+        subject = conflict.Conflict(entry.type, entry.record_id, entry.base, entry.local, entry.remote)
+        proposals, notes = await self._ask_plugins(subject, _Rules(in_force, subject, found.project))
+        return self.decide(found, in_force, fresh, proposals, notes)
+
+    @staticmethod
+    def decide(
+        found: Found,
+        in_force: InForce,
+        fresh: Stamp,
+        proposals: Mapping[str, FieldValue] | None = None,
+        notes: Mapping[str, str] | None = None,
+    ) -> Decided:
+        """Return what holds by the policy in force and the plug-ins' answers. Pure."""
         entry = found.entry
         subject = conflict.Conflict(entry.type, entry.record_id, entry.base, entry.local, entry.remote)
         rules = _Rules(in_force, subject, found.project)
-        proposals, notes = await self._ask_plugins(subject, rules)
         resolution = conflict.resolve(
             subject, rules.field_rule, delete=DeleteRule(in_force.delete.policy), fresh=fresh, proposals=proposals
         )
-        decision = Decision(resolution.strategy, _named(resolution, rules, in_force, notes), in_force.sha256)
+        decision = Decision(resolution.strategy, _named(resolution, rules, in_force, notes or {}), in_force.sha256)
         return Decided(entry, resolution.version, decision)
 
     async def _ask_plugins(
         self, subject: conflict.Conflict, rules: _Rules
     ) -> tuple[dict[str, FieldValue], dict[str, str]]:
         """Return the plug-ins' answers by field, and for each field without one why its fallback decides."""
-        if not rules.may_ask:
-            return {}, {}
         asked: dict[Plugin, list[str]] = {}
         for name in conflict.clashing(subject):
             rule = rules.rule(name)
@@ -134,14 +149,18 @@ class _Rules:
         self._type = subject.type
         self._tags = conflict.tags_of(subject)
         self._project = project
-        self.may_ask = bool(in_force.plugins)
 
     def rule(self, name: str) -> Rule:
         return self._in_force.lookup(self._type, name, self._tags, self._project)
 
     def field_rule(self, name: str) -> FieldRule:
-        rule = self.rule(name)
-        return FieldRule(Strategy(rule.strategy), Clash(rule.clash), rule.per == "record", Strategy(rule.fallback))
+        return _field_rule(self.rule(name))
+
+
+@lru_cache(1024)
+def _field_rule(rule: Rule) -> FieldRule:
+    """Return a policy's rule as conflict.py takes it; every one of its names is checked when a policy is read."""
+    return FieldRule(Strategy(rule.strategy), Clash(rule.clash), rule.per == "record", Strategy(rule.fallback))
 
 
 def _named(resolution: Resolution, rules: _Rules, in_force: InForce, notes: Mapping[str, str]) -> str:
@@ -181,5 +200,5 @@ def _write(store: Store, decided: list[Decided]) -> Counter[str]:
                 continue
             if written:
                 done[one.decision.strategy] += 1
-                log.debug("conflict.resolved", id=one.entry.id, strategy=one.decision.strategy)
+    log.info("conflicts.resolved", conflicts=done.total(), strategies=dict(done))
     return done
