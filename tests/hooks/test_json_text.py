@@ -194,6 +194,20 @@ def test_a_comment_stays_on_the_line_of_its_member() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ('{"a":1, // c\n "b":2, "d":3}', '{"a":1, // c\n  "d":3}'),
+        ('{"a":1, // c\n "b":2}', '{"a":1 // c\n }'),
+        ('{"a":1, // c\n "b":2,}', '{"a":1, // c\n }'),
+        ('{"a":1, // c\n "b":2\n}', '{"a":1 // c\n}'),
+    ],
+)
+def test_a_comment_never_swallows_what_stood_behind_the_removed(text: str, left: str) -> None:
+    """A line comment before what is removed keeps its line end where something follows on that line."""
+    assert json_text.remove(text, json_text.parse(text), 1) == left
+
+
+@pytest.mark.parametrize(
     ("text", "line"), [('{"a": 1}\n', None), ('{\n"a": 1,\n}', 3), ('{\n// c\n"a": 1}', 2), ("{}/**/", 1)]
 )
 def test_what_a_strict_reader_stops_at_is_found(text: str, line: int | None) -> None:

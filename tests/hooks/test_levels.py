@@ -169,6 +169,7 @@ def test_an_administrators_policy_is_said(home: Paths, places: Places, look: Loo
     assert (notice.code, str(part) in notice.says) == ("managed_hooks_only", True)
     _write(places.managed_folder / "managed-settings.d" / ".hidden.json", "{")
     _write(places.managed_folder / "managed-settings.d" / "30-c.txt", "{")
+    assert _codes(look()["user"]) == ["managed_hooks_only"]
     _write(part, "{")
     assert _codes(look()["user"]) == ["managed_unreadable"]
 
