@@ -86,7 +86,9 @@ async def test_a_change_of_nothing_on_the_current_base_makes_no_change(cloud: Cl
     cursor = (await other.changes())["cursor"]
     [result] = await other.put(change(base_rev=rev))
     assert result == {"status": "applied", "rev": rev}
-    assert (await other.changes(cursor))["items"] == [] and await device.feed() == []
+    assert (await other.changes(cursor))["items"] == []
+    [item] = await other.feed()
+    assert (item["record"]["rev"], item["device"]) == (rev, device.id)
 
 
 async def test_many_expired_tombstones_go_in_portions(cloud: CloudUnderTest, clock: FakeClock) -> None:
