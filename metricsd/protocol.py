@@ -71,7 +71,10 @@ class Capabilities(Struct, kw_only=True, omit_defaults=True):
 
 
 class HelloRequest(Struct, kw_only=True, omit_defaults=True):
-    """`POST /hello`, start of each tick. `acked_id` is the event id at `acked_seq` ("" at 0)."""
+    """`POST /hello`, start of each tick. `acked_id` is the event id at `acked_seq` ("" at 0).
+
+    `cursor` is the newest place in the cloud's history that the device knows: its cursor, or a later revision.
+    """
 
     device_id: str
     epoch: int
@@ -201,7 +204,7 @@ class PushRecordsReply(Struct, kw_only=True):
 
 
 class Change(Struct, kw_only=True, omit_defaults=True):
-    """One item of the feed: an event of another device of this user (`device`), or a record."""
+    """One item of the feed: an event of another device of this user (`device`), or a record, be it the asking device's."""
 
     device: str
     event: WireEvent | None = None

@@ -1,8 +1,9 @@
-"""The feed of a user on SQLite: events and records of the other devices, in the order of their change numbers.
+"""The feed of a user on SQLite: events and counters of the other devices, and records, in the order of their changes.
 
 Numbers become visible in their order (see the schema), so reading on after the last one skips nothing. One page is
 bounded in items, in bytes and in rows looked at: the cursor also moves past the device's own items, and `more` says
-that a page ended before the history did, even when it is empty.
+that a page ended before the history did, even when it is empty. A device's own records come back to it, because it
+may have been restored from a copy that is older than they are; its own counters follow from its events.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from metricsd.cloud.sqlite_events import EVENT_COLUMNS, wire_event
 from metricsd.cloud.sqlite_file import Terms
 from metricsd.cloud.sqlite_records import RECORD_COLUMNS, horizon, position, record_state
 from metricsd.cloud.wiretext import revision_text
-from metricsd.protocol import Change, ChangesReply
+from metricsd.protocol import COUNTERS, Change, ChangesReply
 
 PAGE_BYTES_MAX = 8 * 1024 * 1024
 """Texts in one page: a thousand records of the largest size must not be built in memory."""
@@ -34,7 +35,8 @@ _EVENTS = f"""
 SELECT {EVENT_COLUMNS} FROM event WHERE user = ? AND device != ? AND change > ? AND change <= ? ORDER BY change LIMIT ?
 """  # noqa: S608 - constants
 _RECORDS = f"""
-SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND device != ? AND change > ? AND change <= ? ORDER BY change LIMIT ?
+SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND (device != ? OR type != '{COUNTERS}') AND change > ? AND change <= ?
+ORDER BY change LIMIT ?
 """  # noqa: S608 - constants
 
 

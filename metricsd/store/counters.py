@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from metricsd.errors import LineRejected
 from metricsd.model import NAME_CHARS_MAX, Event, Kind
+from metricsd.store import place
 from metricsd.store.connection import Store
 from metricsd.store.devices import own_device
 
@@ -164,6 +165,7 @@ def mark_pushed(store: Store, row: CounterRow, rev: str) -> None:
         "UPDATE session_counters SET rev = ?, dirty = CASE WHEN dirty = ? THEN 0 ELSE dirty END WHERE session = ? AND device = ?",
         (rev, row.dirty, row.session, row.device),
     )
+    place.note(store, rev)
 
 
 def put_remote(store: Store, device_id: str, app: str, session_id: str, fields: dict[str, Any], rev: str) -> None:

@@ -43,7 +43,7 @@ WHERE c.device = ? AND s.app = ? AND s.session_id = ?
 
 
 class Applied(NamedTuple):
-    """What a page changed: new events, records that were adopted or met, conflicts opened, items refused."""
+    """What a page changed: new events, records that said something new, conflicts opened, items refused."""
 
     events: int = 0
     records: int = 0
@@ -86,7 +86,8 @@ def apply(store: Store, items: Sequence[msgspec.Raw], cursor: str, *, origin: st
         quarantine.add_all(store, rejects)
         state.put(store, CURSOR, cursor)
     taken = [one for one in met if isinstance(one, Met)]
-    return Applied(added, len(taken), taken.count(Met.CONFLICT), len(rejects))
+    # Own records come back too: what says the same is no news.
+    return Applied(added, len(taken) - taken.count(Met.SAME), taken.count(Met.CONFLICT), len(rejects))
 
 
 def is_device_id(text: str) -> bool:

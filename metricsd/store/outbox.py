@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from metricsd.ids import DeviceId, EventId
 from metricsd.model import Event
-from metricsd.store import events, quarantine, records, state
+from metricsd.store import events, place, quarantine, records, state
 from metricsd.store.connection import Store
 from metricsd.store.counters import CounterRow
 from metricsd.store.quarantine import Reject
@@ -234,6 +234,7 @@ def _put(store: Store, stream: Stream) -> None:
 
 def _reoffer(store: Store) -> None:
     state.delete(store, CURSOR)
+    place.forget(store)
     store.db.execute(_REOFFER_COUNTERS, (events.own_device(store),))
     records.reoffer(store)
 

@@ -94,12 +94,11 @@ def confirmed(record: Record, item: Pending, rev: str) -> Record:
     return record._replace(base=item.version, rev=rev, dirty=0 if record.dirty == item.dirty else record.dirty)
 
 
-def meet(local: Version, base: Version | None, remote: Version, *, own: bool = False, reoffered: bool = False) -> Met:
+def meet(local: Version, base: Version | None, remote: Version, *, own: bool = False) -> Met:
     """Compare a remote version with the local one and their base.
 
     `own` says that this device wrote the remote version: if it is older than the local one, field by field, then the
-    answer to that push was lost, and nobody else changed anything. `reoffered` says that the cloud lost history:
-    then a remote version that is older than the base is our past too.
+    answer to that push was lost, and nobody else changed anything.
     """
     if same(local, remote):
         return Met.SAME
@@ -107,9 +106,32 @@ def meet(local: Version, base: Version | None, remote: Version, *, own: bool = F
         return Met.AHEAD
     if base is None:
         return Met.CONFLICT
-    if same(remote, base) or (reoffered and is_past(remote, base)):
+    # Later stamps on what says the same tell that somebody changed it there and back, or deleted it once more.
+    if same(remote, base) and is_past(remote, base):
         return Met.AHEAD
-    return Met.ADOPTED if same(local, base) else Met.CONFLICT
+    return Met.ADOPTED if same(local, base) and is_past(local, base) else Met.CONFLICT
+
+
+def common(record: Record, remote: Version) -> Record:
+    """Return a record with the base that it has in common with the cloud's version.
+
+    That is the base itself, unless the cloud lost history since (`rev` is None then): what is older there than in the
+    base is what the base was made of, not a change that somebody made.
+    """
+    base = record.base
+    if record.rev is not None or base is None:
+        return record
+    if base.deleted and not remote.deleted:
+        # Edits later than the deletion: whether they were made knowing of it went with the history. The policy decides.
+        past = max(stamps_of(remote), default="") <= (base.stamp or "")
+        return record._replace(base=remote if past else None)
+    if remote.deleted:
+        # What was brought back has the stamp of that; a later edit of a field does not tell that its writer knew.
+        return record._replace(base=remote) if (remote.stamp or "") <= (base.stamp or "") else record
+    old = {n for n, stamp in base.stamps.items() if remote.stamps.get(n, "") < stamp}
+    fields = {n: remote.fields.get(n) if n in old else value for n, value in base.fields.items()}
+    stamps = {n: remote.stamps.get(n, "") if n in old else stamp for n, stamp in base.stamps.items()}
+    return record._replace(base=Version(fields=fields, stamps={n: s for n, s in stamps.items() if s}))
 
 
 def taken(record: Record, theirs: Version, rev: str, met: Met) -> Record:
@@ -157,10 +179,17 @@ def restamped(version: Version, renamed: Mapping[str, str]) -> Version:
 
 
 def is_past(remote: Version, known: Version) -> bool:
-    """Return whether no field of the remote version, nor its deletion, is later than in a version that we know."""
+    """Return whether nothing in the remote version, nor its deletion, is later than in a version that we know.
+
+    Another value under an equal stamp is no past of ours: a twin with our identity wrote it at the same moment.
+    """
     if (remote.stamp or "") > (known.stamp or ""):
         return False
-    return all(stamp <= known.stamps.get(name, "") for name, stamp in remote.stamps.items())
+    return all(
+        stamp < (here := known.stamps.get(name, ""))
+        or (stamp == here and remote.fields[name] == known.fields.get(name))
+        for name, stamp in remote.stamps.items()
+    )
 
 
 def stamps_of(version: Version) -> list[str]:

@@ -20,11 +20,12 @@ from metricsd.conflict import same as same
 from metricsd.errors import LineRejected
 from metricsd.hlc import parse_stamp
 from metricsd.protocol import RECORD_ID_BYTES_MAX, FieldValue, RecordState
-from metricsd.store import conflict_log, hlc_mark
+from metricsd.store import conflict_log, hlc_mark, place
 from metricsd.store.conflict_log import Decision, Entry, State, text_of, version_from
 from metricsd.store.connection import Store
 from metricsd.store.record_steps import (
     NOTHING,
+    common,
     confirmed,
     decided,
     edited,
@@ -116,10 +117,9 @@ def decide(store: Store, entry: Entry, result: Version, decision: Decision) -> b
     for a result that no record can have.
     """
     record = get(store, entry.type, entry.record_id)
-    current = conflict_log.find(store, entry.id)
     if record is None or record.conflict != entry.id or record.version != entry.local:
         return False
-    if current is None or (current.state, current.remote_rev) != (State.OPEN, entry.remote_rev):
+    if not conflict_log.is_open(store, entry.id, entry.remote_rev):
         return False
     check(entry.type, entry.record_id, result.fields)
     new = decided(record, entry.remote, entry.remote_rev, result)
@@ -160,6 +160,7 @@ def applied(store: Store, item: Pending, rev: str) -> None:
     if record is None:
         return
     _put(store, item.type, item.id, confirmed(record, item, rev))
+    place.note(store, rev)
 
 
 def refused(store: Store, item: Pending) -> None:
@@ -191,7 +192,8 @@ def pulled(store: Store, remote: RecordState) -> Met:
         _put(store, remote.type, remote.id, Record(theirs, theirs, remote.rev, 0, None))
         return Met.ADOPTED
     own = remote.device == hlc_mark.device_of(store)
-    met = meet(record.version, record.base, theirs, own=own, reoffered=record.rev is None)
+    record = common(record, theirs)
+    met = meet(record.version, record.base, theirs, own=own)
     if met is Met.CONFLICT:
         _keep_open(store, remote, record, theirs)
         return met

@@ -35,7 +35,7 @@ from metricsd.identity import Credentials
 from metricsd.ids import EventId
 from metricsd.policy import Layers, places_of
 from metricsd.protocol import PROTOCOL_VERSION, Capabilities, HelloReply, HelloRequest
-from metricsd.store import conflict_log, counters, events, hlc_mark, outbox, records, state
+from metricsd.store import conflict_log, counters, events, hlc_mark, outbox, place, records, state
 from metricsd.store.connection import Store
 from metricsd.store.outbox import Stream
 from metricsd.sync import plan
@@ -228,14 +228,14 @@ class Engine:
     async def _compare(self, sync: Round) -> None:
         """Say hello and do what the answer calls for; raise StreamForked for another writer."""
         stream = sync.stream
-        cursor = await self._run(state.get_text, self._store, outbox.CURSOR)
+        known = await self._run(_known_place, self._store)
         reply = await sync.client.hello(
             HelloRequest(
                 device_id=stream.device_id,
                 epoch=stream.epoch,
                 acked_seq=stream.acked_seq,
                 acked_id=stream.acked_id,
-                cursor=cursor,
+                cursor=known,
             )
         )
         _check_hello(sync.client.url, reply)
@@ -349,6 +349,10 @@ def _check_hello(url: str, reply: HelloReply) -> None:
 def _cloud_of(credentials: Credentials) -> str:
     """Return what names the tenant: a hash of its key, because addresses and names may change."""
     return blake2b(credentials.tenant_key, digest_size=16).hexdigest()
+
+
+def _known_place(store: Store) -> str:
+    return place.newest(store, state.get_text(store, outbox.CURSOR))
 
 
 def _act(store: Store, stream: Stream, reply: HelloReply) -> Stream:
