@@ -10,12 +10,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from metricsd.cli.spans import parse_span
 from metricsd.config import find_paths
 from metricsd.errors import MetricsdError, UsageError
 from metricsd.logs import log_to_terminal
@@ -29,7 +30,6 @@ RETRIED_FILE = "retried.jsonl"
 WIRE_PREFIXES = ("event:", "http:", "https:")
 """How entries are named that the cloud refused (the event itself is in the store) or sent."""
 LIST_MAX = 1000
-_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @click.group()
@@ -100,7 +100,7 @@ def retry(entry_id: int | None, everything: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of {id, purged}.")
 def purge(entry_id: int | None, everything: bool, older_than: str | None, as_json: bool) -> None:
     """Drop kept bytes for good; the summary (file, offset, reason, hash) stays."""
-    age = None if older_than is None else _age(older_than)
+    age = None if older_than is None else parse_span(older_than, "--older-than")
     _check_choice(entry_id, everything or age is not None)
     with _store() as store:
         entries = _chosen(store, entry_id)
@@ -192,16 +192,6 @@ def _append_line(path: Path, line: bytes) -> None:
         raise MetricsdError(
             f"{path}: cannot be written ({error.strerror}): check the disk; the bytes are still kept"
         ) from error
-
-
-def _age(text: str) -> timedelta:
-    number, unit = text[:-1], text[-1:]
-    if not number.isdigit() or unit not in _AGES:
-        raise UsageError(f"--older-than {text!r}: write a whole number and s, m, h or d, for example 30d")
-    try:
-        return timedelta(seconds=int(number) * _AGES[unit])
-    except OverflowError as error:
-        raise UsageError(f"--older-than {text!r}: too long") from error
 
 
 def _report(results: list[dict[str, Any]], verb: str, as_json: bool) -> None:

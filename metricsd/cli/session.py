@@ -32,6 +32,17 @@ KEY_BYTES = 32
 _US_PER_S = 1_000_000
 _ID_CHARS = 20
 _TEXT_CHARS = 40
+_HEADER = "  ".join(
+    (
+        "started (UTC)".ljust(16),
+        "id".ljust(_ID_CHARS),
+        "project".ljust(_ID_CHARS),
+        "calls".rjust(6),
+        "failed",
+        "state".ljust(10),
+        "about",
+    )
+)
 
 Section = dict[str, Any]
 
@@ -60,6 +71,8 @@ def list_sessions(since: str | None, with_deleted: bool, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(documents, indent=1))
         return EXIT_OK
+    if documents:
+        click.echo(_HEADER)
     for document in documents:
         click.echo(_line(document))
     click.echo(f"{len(documents)} session{'' if len(documents) == 1 else 's'}", err=True)
@@ -276,8 +289,8 @@ def _line(document: Section) -> str:
             (document["started_at"] or "-")[:16].replace("T", " ").ljust(16),
             _fit(document["id"], _ID_CHARS),
             _fit(document["project"] or "-", _ID_CHARS),
-            f"{document['tool_calls']:>6} calls",
-            f"{document['tool_failures']:>4} failed",
+            f"{document['tool_calls']:>6}",
+            f"{document['tool_failures']:>6}",
             _fit(state, 10),
             _shown(about)[:_TEXT_CHARS],
         )

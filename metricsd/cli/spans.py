@@ -13,7 +13,7 @@ def parse_span(text: str, option: str) -> timedelta:
     """Return the span; raise UsageError, which names the option, for anything else."""
     number, unit = text[:-1], text[-1:]
     if not (number.isascii() and number.isdigit()) or unit not in _SECONDS:
-        raise UsageError(f"{option} {text!r}: write a whole number and s, m, h or d, for example 7d")
+        raise UsageError(f"{option} {text!r}: write a whole number and s, m, h or d, for example 30d")
     try:
         return timedelta(seconds=int(number) * _SECONDS[unit])
     except (OverflowError, ValueError) as error:

@@ -146,6 +146,9 @@ def _print_report(report: Section, as_json: bool) -> None:
         click.echo(moved)
     if report["rejected"]:
         click.echo(f"{len(report['rejected'])} items were refused; next: metricsd quarantine list", err=True)
+    if report["conflicts"]["resolved"]:
+        how = ", ".join(f"{count} by {name}" for name, count in sorted(report["conflicts"]["by_strategy"].items()))
+        click.echo(f"conflicts resolved: {how}; next: metricsd conflicts list --all", err=True)
     if report["conflicts"]["open"]:
         click.echo(f"{report['conflicts']['open']} conflicts are open; next: metricsd conflicts list", err=True)
 
