@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_PORT = 8400
+FILES_MAX = 512
+"""Descriptors of the databases that a server has open at once, and then some."""
 SCOPES = ("enrol", "read", "admin")
 _ELSEWHERE = {"policy": "metricsd.cli.cloud_policy"}
 _UNITS_S = {"h": 3600, "d": 86400}
@@ -195,10 +198,11 @@ def with_backend(database: str | None, work: Callable[[SqliteBackend], Awaitable
 
 async def _serve(host: str, port: int, database: str | None, as_json: bool) -> None:
     from metricsd.cloud.app import create_app
-    from metricsd.cloud.serve import CloudServer
+    from metricsd.cloud.serve import CONNECTIONS_MAX, CloudServer
 
     settings = load_config(find_paths()).cloud
     backend = open_backend(database)
+    _allow_descriptors(CONNECTIONS_MAX + settings.streams_max + FILES_MAX)
     try:
         server = CloudServer(create_app(backend, settings), settings, host=host, port=port)
         url = await server.start()
@@ -215,6 +219,14 @@ async def _serve(host: str, port: int, database: str | None, as_json: bool) -> N
         await ended
     finally:
         await backend.close()
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """Raise this process's limit of open files as far as it may be: each connection and each open file takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _token_row(token: Token) -> dict[str, object]:
