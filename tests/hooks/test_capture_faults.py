@@ -6,40 +6,16 @@ import contextlib
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from metricsd.spool import captures_folder
+from tests.hooks.matrix import NOBODY, until
 from tests.hooks.programs import AWKS, CAPTURE, DEADLINE_S, SHELLS, lines_in, path_with, run_capture, shell_command
-
-NOBODY = 65534
-
-
-def _until(fact: Callable[[], bool]) -> None:
-    """Wait for a fact."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not fact():
-        assert time.monotonic() < deadline, "the fact never came"
-        os.sched_yield()
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that any user may enter, with a copy of the hook; pytest's own are root's alone."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    shutil.copy(CAPTURE, folder / "capture")
-    (folder / "capture").chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -91,7 +67,7 @@ def test_killed_half_way_it_does_not_look_complete(awk: str, tmp_path: Path) -> 
     assert process.stdin is not None
     process.stdin.write(b'{"a":"' + b"/x\\n" * 50_000 + b'"}\n' + b" \n" * 20_000)
     process.stdin.flush()
-    _until(
+    until(
         lambda: (
             captures_folder(spool).is_dir() and any(f.stat().st_size > 4096 for f in captures_folder(spool).iterdir())
         )
@@ -110,7 +86,7 @@ def test_a_hangup_of_the_terminal_does_not_stop_it(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [str(CAPTURE), "app", "SessionEnd", str(spool)], stdin=subprocess.PIPE, start_new_session=True
     )
-    _until(lambda: captures_folder(spool).is_dir() and bool(list(captures_folder(spool).iterdir())))
+    until(lambda: captures_folder(spool).is_dir() and bool(list(captures_folder(spool).iterdir())))
     os.killpg(process.pid, signal.SIGHUP)
     process.communicate(b'{"a":1}', timeout=DEADLINE_S)
     assert process.returncode == 0

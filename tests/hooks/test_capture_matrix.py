@@ -6,132 +6,32 @@ with `make soak`. Always: exit 0, nothing printed, and a line that a strict read
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from metricsd.spool import PAYLOAD_BYTES_MAX, captures_folder, parse_name
+from tests.hooks.matrix import NOBODY, Pair, all_pairs, is_reading, some_pairs, until, wait_until_gone
 from tests.hooks.programs import (
-    AWKS,
     CAPTURE,
     DEADLINE_S,
     SHELLS,
     lines_in,
     need,
     only_line,
-    path_with,
     payload_of,
     run_capture,
     shell_command,
 )
-
-NOBODY = 65534
-REPRESENTATIVE = {
-    ("dash", "mawk"),
-    ("bash", "gawk"),
-    ("bash-posix", "bwk-awk"),
-    ("zsh-sh", "busybox-awk"),
-    ("busybox-sh", "busybox-awk"),
-    ("sh", "mawk"),
-}
-PAIRS = list(itertools.product(SHELLS, AWKS))
-assert set(PAIRS) >= REPRESENTATIVE
-all_pairs = pytest.mark.parametrize(("shell", "awk"), PAIRS)
-some_pairs = pytest.mark.parametrize(
-    ("shell", "awk"),
-    [pytest.param(*pair, marks=() if pair in REPRESENTATIVE else pytest.mark.soak) for pair in PAIRS],
-)
-
-
-class Pair(NamedTuple):
-    """A shell and an awk, ready to run the hook."""
-
-    command: list[str]
-    env: dict[str, str]
-
-    def run(self, payload: bytes, spool: Path | None, **options: Any) -> None:
-        """Run the hook; exit 0 and silence are asserted."""
-        env = {**self.env, **options.pop("env", {})}
-        run_capture(payload, spool, shell=self.command, env=env, **options)
-
-    def start(self, spool: Path, **options: Any) -> subprocess.Popen[bytes]:
-        """Start the hook in a process group of its own, with a payload that has not ended."""
-        return subprocess.Popen(
-            [*self.command, str(CAPTURE), "app", "Stop", str(spool)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **self.env},
-            start_new_session=True,
-            **options,
-        )
-
-
-@pytest.fixture
-def pair(shell: str, awk: str, tmp_path: Path) -> Pair:
-    return Pair(shell_command(shell), {"PATH": path_with(tmp_path, awk)})
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that any user may enter, with a copy of the hook; pytest's own are root's alone."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    shutil.copy(CAPTURE, folder / "capture")
-    (folder / "capture").chmod(0o755)
-    yield folder
-    for each in folder.rglob("*"):
-        if each.is_dir():
-            each.chmod(0o755)
-    shutil.rmtree(folder)
-
-
-def _until(fact: Callable[[], bool]) -> None:
-    """Wait for a fact."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not fact():
-        assert time.monotonic() < deadline, "the fact never came"
-        os.sched_yield()
-
-
-def _group(leader: int) -> list[int]:
-    """Return the living processes of a group; what only waits to be reaped is dead."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(group) == leader and state != "Z":
-                found.append(int(entry.name))
-    return found
-
-
-def _gone(leader: int) -> None:
-    """Wait until no process of a group lives."""
-    _until(lambda: not _group(leader))
-
-
-def _reading(leader: int) -> bool:
-    """Return whether the awk of a group runs, which its program in the command line tells from the shell."""
-    for number in _group(leader):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if b"srand()" in Path(f"/proc/{number}/cmdline").read_bytes():
-                return True
-    return False
 
 
 def _hold(line: bytes, payload: bytes) -> None:
@@ -261,11 +161,11 @@ def test_a_payload_that_never_ends_leaves_no_process_when_the_tool_gives_up(pair
     assert process.stdin is not None
     process.stdin.write(b'{"a":1}\n')
     process.stdin.flush()
-    _until(lambda: _reading(process.pid))
+    until(lambda: is_reading(process.pid))
     # Both are there, but the shell may still be on its way to `wait`: a signal is for it to take whenever it comes.
     process.send_signal(signal.SIGTERM)
     process.wait(DEADLINE_S)
-    _gone(process.pid)
+    wait_until_gone(process.pid)
     process.stdin.close()
     assert process.stdout is not None
     assert process.stdout.read() == b""
@@ -282,10 +182,10 @@ def test_killed_with_its_group_nothing_is_left(number: signal.Signals, pair: Pai
     assert process.stdin is not None
     process.stdin.write(b'{"a":1}\n')
     process.stdin.flush()
-    _until(lambda: _reading(process.pid))
+    until(lambda: is_reading(process.pid))
     os.killpg(process.pid, number)
     process.wait(DEADLINE_S)
-    _gone(process.pid)
+    wait_until_gone(process.pid)
     process.stdin.close()
     assert process.stdout is not None
     process.stdout.close()
@@ -300,11 +200,11 @@ def test_killed_alone_the_shell_leaves_a_capture_that_ends_with_the_payload(pair
     assert process.stdin is not None
     process.stdin.write(b'{"a":{"b":1}')
     process.stdin.flush()
-    _until(lambda: _reading(process.pid))
+    until(lambda: is_reading(process.pid))
     process.kill()
     process.wait(DEADLINE_S)
     process.stdin.close()
-    _gone(process.pid)
+    wait_until_gone(process.pid)
     assert process.stdout is not None
     process.stdout.close()
     (line,) = lines_in(tmp_path / "spool")
@@ -549,7 +449,7 @@ def test_killed_at_any_moment_a_line_with_an_end_is_whole(pair: Pair, tmp_path: 
             os.sched_yield()
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(DEADLINE_S)
-        _gone(process.pid)
+        wait_until_gone(process.pid)
         assert process.stdout is not None
         process.stdout.close()
         if captures_folder(tmp_path / "spool").is_dir():
