@@ -17,7 +17,7 @@ from metricsd.clock import Clock
 
 NAMES_MAX = 50_000
 """Names held: about 10 MB."""
-LIST_SHARE = 10
+LIST_SHARE = 5
 """While a backlog is worked off, listing takes at most one part in so many of the time."""
 SHORT = 2_000
 """A list this short is cheap: what is new is looked for before every batch."""

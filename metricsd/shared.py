@@ -36,11 +36,11 @@ from metricsd.store.quarantine import BYTES_KEPT_MAX, Reject
 from metricsd.store.sources import Checkpoint
 
 CHUNKS_PER_TICK = 8
-HANDLES_KEPT_MAX = 32
+HANDLES_KEPT_MAX = 128
 """Files kept open because they were read last: what is written to one after it lost its name is not missed."""
+ROTATED_MAX = 64
 HANDLES_SHARE = 8
-"""At most this part of the process's descriptors is kept for them."""
-ROTATED_MAX = 16
+"""Of the process's descriptors at most one in so many is used for either."""
 RECHECK_S = 1.0
 """A file's times have a grain of milliseconds; after this long without a change its content is compared once more."""
 
@@ -264,7 +264,7 @@ class SharedFiles:
         for number, rotated in enumerate(self._rotated):
             drained = self._drain(rotated)
             is_quiet = self._clock.monotonic() - rotated.quiet_since >= self._settings.rotated_wait_s
-            is_surplus = len(self._rotated) - number > ROTATED_MAX
+            is_surplus = len(self._rotated) - number > min(ROTATED_MAX, self._handles_max)
             if drained.more or not (is_quiet or is_surplus):
                 kept.append(rotated)
             else:
