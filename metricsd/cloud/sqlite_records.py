@@ -163,7 +163,8 @@ def _missing(db: sqlite3.Connection, change: RecordChange) -> RecordResult | Non
     if known is None:
         return RecordResult(status="conflict")
     last = horizon(db)
-    if change.deleted or known == last:
+    if change.deleted or last in (0, known):
+        # Where nothing was ever cleared away, the base is another record's: a new one starts here.
         return None
     row = db.execute(_NONCE, (last,)).fetchone()
     gone = RecordState(type=change.type, id=change.id, rev=revision_text(last, row[1]), device="", deleted=True)
