@@ -168,6 +168,21 @@ async def test_both_deleted_is_no_conflict_and_an_edit_afterwards_brings_it_back
     assert assert_agreed(one, two) == {"description": "back", "score": 3}
 
 
+@pytest.mark.parametrize("direction", ["bidirectional", "local_first"])
+async def test_what_a_deletion_hid_does_not_come_back_on_one_side_only(world: World, direction: str) -> None:
+    """The cloud's tombstone keeps fields that the deleter never saw; brought back, all devices hold the same."""
+    one, two = await world.device("one"), await world.device("two")
+    edit(one, description="base")
+    await settle(one, two)
+    await _turn(two, SETTINGS._replace(direction=direction))
+    edit(one, session_type="never seen by the deleter")
+    edit(two, delete=True)
+    await settle(one, two)
+    edit(two, score=5)
+    await settle(two, one)
+    assert assert_agreed(one, two).items() >= {"description": "base", "score": 5}.items()
+
+
 async def test_a_deletion_can_be_restored_too(world: World) -> None:
     """Under edit_wins the deletion loses; restoring that side deletes everywhere."""
     one, two = await world.device("one"), await world.device("two")
