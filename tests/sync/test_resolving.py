@@ -613,3 +613,59 @@ def test_after_any_history_three_devices_hold_the_same(
         await world.close()
 
     asyncio.run(play())
+
+
+async def test_a_restored_device_gets_its_own_later_edits_back_and_keeps_the_unsent_ones(world: World) -> None:
+    """The copy is older than what the device itself wrote to the cloud; nothing of either is lost."""
+    one, two = await world.device("one"), await world.device("two")
+    edit(one, description="old")
+    one.record(5)
+    await settle(one, two)
+    edit(one, score=1)
+    copy = await one.backup()
+    edit(one, description="new", tags=["after the copy"])
+    one.record(3, tag="after-the-copy")
+    await settle(one, two)
+    await one.restore(copy)
+    world.clock.advance(1)
+    edit(one, session_type="after the restore")
+    await settle(one, two, rounds=3)
+    assert assert_agreed(one, two) == {
+        "description": "new", "tags": ["after the copy"], "score": 1, "session_type": "after the restore",
+    }  # fmt: skip
+
+
+async def test_two_clones_that_edit_one_record_both_keep_their_edits(world: World) -> None:
+    """One becomes a new device; its edits are another device's from then on, and merge like any."""
+    one, two = await world.device("one"), await world.device("two")
+    edit(one, description="base", tags=["a"])
+    one.record(5)
+    await settle(one, two)
+    clone = world.unborn("clone")
+    await clone.restore(await one.backup())
+    for device, name in ((one, "original"), (clone, "clone")):
+        world.clock.advance(1)
+        device.record(4, tag=name)
+        edit(device, tags=["a", name], description=name)
+    await settle(one, clone, two, rounds=3)
+    found = assert_agreed(one, clone, two)
+    assert found["description"] == "clone"
+    assert isinstance(found["tags"], list) and sorted(found["tags"]) == ["a", "clone", "original"]
+
+
+async def test_a_cloud_restored_while_both_sides_edit_loses_no_edit(world: World) -> None:
+    """What the copy lacks is offered again, and what clashes with it is resolved, not overwritten."""
+    one, two = await world.device("one"), await world.device("two")
+    edit(one, description="base", score=1)
+    await settle(one, two)
+    copy = await world.backup()
+    edit(one, description="in the lost history")
+    await settle(one, two)
+    await world.restore(copy)
+    world.clock.advance(1)
+    edit(one, tags=["one"])
+    edit(two, tags=["two"], session_type="review")
+    await settle(two, one, rounds=3)
+    found = assert_agreed(one, two)
+    assert (found["description"], found["score"], found["session_type"]) == ("in the lost history", 1, "review")
+    assert isinstance(found["tags"], list) and sorted(found["tags"]) == ["one", "two"]
