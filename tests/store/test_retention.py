@@ -154,8 +154,8 @@ class TestTwins:
         ingest = Ingest(store)
         first, second = make_item(0, call="toolu_1"), make_item(1, call="toolu_1")
         assert ingest.take([first]).added == 1
-        assert ingest.take([second]) == (0, 0, 1, 0)
-        assert ingest.take([first]) == (0, 1, 0, 0), "the same event again is no twin: its id is known"
+        assert ingest.take([second])[:4] == (0, 0, 1, 0)
+        assert ingest.take([first])[:4] == (0, 1, 0, 0), "the same event again is no twin: its id is known"
         assert state.get_int(store, "twins_dropped") == 1
 
     def test_twins_are_known_after_a_restart(self, store: Store) -> None:
