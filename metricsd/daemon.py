@@ -88,6 +88,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._ready = False
         self._store_trouble: str | None = None
+        self._sync_failed = False
         self._policies = Layers(places_of(paths), keep=True)
         self._policy_told: dict[str, object] = {}
         self._schedule = Schedule(config, self._sync_due)
@@ -132,9 +133,12 @@ class Daemon:
 
         async def remember(report: Report) -> None:
             await self._writer.run(remember_mode, store, report)
+            if report.ok and self._sync_failed:
+                realtime.note_recovery()
+            self._sync_failed = not report.ok
 
-        syncing = Syncing(engine, self._schedule, self._paths, self._clock, remember)
         realtime = Realtime(self._paths, self._config.sync, self._on_news)
+        syncing = Syncing(engine, self._schedule, self._paths, self._clock, remember)
         self._parts = _Parts(store, tail, engine, syncing, realtime)
 
     @property

@@ -116,6 +116,11 @@ class Realtime:
         self._jitter_s = plan.wake_jitter_s(self._settings.interval_s, self._rng) if slept else 0.0
         self._restart.set()
 
+    def note_recovery(self) -> None:
+        """Try at once if there is no stream: a round has just reached the cloud after some that did not."""
+        if not self.state.live:
+            self.connect_anew()
+
     async def loop(self) -> None:
         """Follow the stream for ever."""
         while True:

@@ -166,6 +166,22 @@ async def test_a_stop_of_the_cloud_is_followed_by_a_new_stream(tmp_path: Path, h
             await again.stop()
 
 
+async def test_a_round_that_reaches_the_cloud_again_ends_the_pause(served: Served, home: Paths) -> None:
+    """After a long outage the pause is minutes; nobody waits for its end when the cloud is known to be back."""
+    async with HoldingProxy(served.url) as proxy:
+        mine, _ = await logged_in(served, home, "http://127.0.0.1:9")
+        async with Listening(home, SETTINGS._replace(backoff_max_s=3600.0)).running() as listening:
+            listening.realtime._failures = 20
+            await until(lambda: "cannot be reached" in listening.realtime.state.reason, "unreachable")
+            proxy.holding = False
+            log_in(home, proxy.url, mine)
+            listening.realtime.note_recovery()
+            await until(lambda: listening.live, "live")
+            listening.realtime.note_recovery()
+            await asyncio.sleep(0.2)
+            assert listening.live and listening.opened == 1
+
+
 async def test_a_revoked_token_stops_and_a_new_login_starts(served: Served, home: Paths) -> None:
     """No connection is tried with a token that the cloud refused, until the login changes."""
     mine, other = await logged_in(served, home)
