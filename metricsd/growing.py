@@ -172,18 +172,20 @@ class Reader:
         that somebody reserved and will fill, so they are not walked over.
         """
         start = offset = self.checkpoint.offset
-        try:
-            # Where the file system knows its holes, gigabytes of them cost one call.
-            offset = os.lseek(self._handle, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return 0
-        while data := os.pread(self._handle, SKIP_STEP_BYTES, offset):
+        while True:
+            try:
+                # Where the file system knows its holes, gigabytes of them cost one call.
+                offset = os.lseek(self._handle, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return 0
+            data = os.pread(self._handle, SKIP_STEP_BYTES, offset)
             text = data.lstrip(b"\0")
             offset += len(data) - len(text)
             if text:
                 return offset - start
-        return 0
+            if not data:
+                return 0
 
     def _length_of_line(self) -> int | None:
         """Return the over-long line's length with its newline, or None while it is not finished. Memory stays flat."""
