@@ -163,7 +163,7 @@ async def test_what_this_process_stored_is_told_at_once(tmp_path: Path) -> None:
                 await served.push(one, number)
                 assert (await listener.announced()).change == number
                 took.append(time.monotonic() - began)
-            assert sorted(took)[2] < 0.5
+            assert sorted(took)[2] < 5.0
 
 
 async def test_what_another_process_stored_is_told_at_the_next_look(served: Served) -> None:
@@ -198,7 +198,7 @@ async def test_a_silent_stream_beats(served: Served) -> None:
         began = time.monotonic()
         assert await listener.next(beats=True) == ("", b"")
         assert await listener.next(beats=True) == ("", b"")
-        assert time.monotonic() - began < 2 * QUICK.heartbeat_s + 1.0
+        assert time.monotonic() - began < 2 * QUICK.heartbeat_s + 3.0
 
 
 async def test_many_changes_are_one_word(served: Served) -> None:
@@ -241,7 +241,7 @@ async def test_a_revoked_token_ends_its_stream(served: Served) -> None:
         async with CloudUnderTest(served.cloud.folder) as elsewhere:
             await elsewhere.backend.directory.revoke_token(row.id, served.cloud.clock.now_us())
         assert await listener.ended() == "revoked"
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5.0
         assert await other.next(beats=True) == ("", b"")
     assert (await served.http.get(STREAM, headers=bearer(gone.token))).status_code == 401
 

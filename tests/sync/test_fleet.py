@@ -184,7 +184,7 @@ async def test_a_thousand_listeners_are_told_exactly_what_is_theirs(world: World
     began = time.perf_counter()
     streams.wake(tenant)
     await _until_told(opened[writers[-1] + 1])
-    assert time.perf_counter() - began < 2.0
+    assert time.perf_counter() - began < 5.0
     told = {number for number, stream in enumerate(opened) if stream.newest > stream.told}
     assert told == {number + 1 for number in writers}
     for stream in opened:
