@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -76,7 +77,12 @@ class FieldRule(NamedTuple):
     @classmethod
     def of(cls, strategy: str, clash: str, per: str, fallback: str) -> FieldRule:
         """Return the rule that a policy names in plain words; raise ValueError for a word that there is not."""
-        return cls(Strategy(strategy), Clash(clash), per == "record", Strategy(fallback))
+        return _named(strategy, clash, per, fallback)
+
+
+@lru_cache(maxsize=256)
+def _named(strategy: str, clash: str, per: str, fallback: str) -> FieldRule:
+    return FieldRule(Strategy(strategy), Clash(clash), per == "record", Strategy(fallback))
 
 
 DEFAULT_RULE = FieldRule()
@@ -152,14 +158,14 @@ def resolve(
         return _resolve_deletion(conflict, delete, fresh)
     fields, stamps, differing = _agreed(conflict.local, conflict.remote)
     rule_of = _rule_of(rules)
-    whole = _later_record(conflict, differing, rule_of)
+    chosen = {name: rule_of(name) for name in differing}
+    whole = _later_record(conflict, chosen)
     decided: dict[str, str] = {}
     taken: set[str] = set()
     clashed: set[str] = set()
     single: set[str] = set()
-    for name in differing:
+    for name, rule in chosen.items():
         sides = _side(conflict.local, name), _side(conflict.remote, name)
-        rule = rule_of(name)
         value, stamp, how, side = _decide(conflict, name, rule, sides, whole, proposals)
         decided[name] = f"{how}={side}"
         taken.add(side)
@@ -297,9 +303,9 @@ def _revived(conflict: Conflict, live: Version, fresh: Stamp) -> Version:
     return Version(fields=live.fields, stamps=live.stamps, stamp=stamp)
 
 
-def _later_record(conflict: Conflict, names: list[str], rule_of: Callable[[str], FieldRule]) -> str:
+def _later_record(conflict: Conflict, rules: Mapping[str, FieldRule]) -> str:
     """Return the side with the latest change among the fields that are decided per record; "" without such fields."""
-    wanted = [name for name in names if (rule := rule_of(name)).per_record and rule.strategy is Strategy.LATEST_WINS]
+    wanted = [name for name, rule in rules.items() if rule.per_record and rule.strategy is Strategy.LATEST_WINS]
     if not wanted:
         return ""
     base = conflict.base or _EMPTY
