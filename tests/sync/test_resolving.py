@@ -669,3 +669,31 @@ async def test_a_cloud_restored_while_both_sides_edit_loses_no_edit(world: World
     found = assert_agreed(one, two)
     assert (found["description"], found["score"], found["session_type"]) == ("in the lost history", 1, "review")
     assert isinstance(found["tags"], list) and sorted(found["tags"]) == ["one", "two"]
+
+
+async def test_a_merged_value_is_later_than_both_it_was_made_from(world: World) -> None:
+    """So that neither side can win over it afterwards; a value that one side has keeps that side's stamp."""
+    one, two = await both_edited(world, one={"tags": ["a", "b", "c"], "description": "one"}, two={"tags": ["b", "d"]})
+    await settle(two, one)
+    (entry,) = conflict_log.list_all(two.store)
+    assert entry.result is not None
+    assert entry.result.stamps["tags"] > max(entry.local.stamps["tags"], entry.remote.stamps["tags"])
+    assert entry.result.stamps["description"] == entry.remote.stamps["description"]
+
+
+def test_a_field_that_only_the_clouds_tombstone_has_is_cleared_by_name(store: Store) -> None:
+    """Bringing a record back must not bring back on the cloud what this device never had."""
+    with store.transaction():
+        records.pulled(store, _tombstone("1-x", {"score": 1}))
+        records.edit(store, S, ID, {"description": "back"})
+        records.pulled(store, _tombstone("2-x", {"score": 1, "session_type": "never seen"}))
+    (item,) = records.pending(store, 10)
+    assert (item.rev, item.deleted) == ("2-x", False)
+    assert item.changed == {"score": 1, "description": "back", "session_type": None}
+
+
+def _tombstone(rev: str, fields: dict[str, FieldValue]) -> Any:
+    from metricsd.protocol import RecordState
+
+    stamp = "0198f0000000-0000-two"
+    return RecordState(type=S, id=ID, rev=rev, device="two", fields=fields, deleted=True, stamp=stamp)
