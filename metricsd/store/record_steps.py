@@ -97,8 +97,8 @@ def confirmed(record: Record, item: Pending, rev: str) -> Record:
 def meet(local: Version, base: Version | None, remote: Version, *, own: bool = False) -> Met:
     """Compare a remote version with the local one and their base.
 
-    `own` says that this device wrote the remote version: if it is older than the local one, field by field, then the
-    answer to that push was lost, and nobody else changed anything.
+    `own` says that this device wrote the remote version and has edits unpushed: if it is older than the local one,
+    field by field, then the answer to that push was lost, and nobody else changed anything.
     """
     if same(local, remote):
         return Met.SAME

@@ -191,7 +191,8 @@ def pulled(store: Store, remote: RecordState) -> Met:
     if record is None:
         _put(store, remote.type, remote.id, Record(theirs, theirs, remote.rev, 0, None))
         return Met.ADOPTED
-    own = remote.device == hlc_mark.device_of(store)
+    # What was confirmed has no answer to wait for: then a twin with our identity wrote this.
+    own = record.dirty > 0 and remote.device == hlc_mark.device_of(store)
     record = common(record, theirs)
     met = meet(record.version, record.base, theirs, own=own)
     if met is Met.CONFLICT:
