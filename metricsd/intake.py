@@ -50,5 +50,6 @@ def open_intake(paths: Paths, config: Config, clock: Clock) -> Intake:
     except BaseException:
         store.close()
         raise
-    tail = Tail(Ingest(store), paths.spool, config.tail, identity.installation_key, clock, checkpoints)
+    ingest = Ingest(store, quarantine_bytes_max=config.store.quarantine_bytes_max)
+    tail = Tail(ingest, paths.spool, config.tail, identity.installation_key, clock, checkpoints)
     return Intake(store, tail)

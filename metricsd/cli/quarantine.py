@@ -20,6 +20,7 @@ from metricsd.cli.spans import parse_span
 from metricsd.config import find_paths
 from metricsd.errors import MetricsdError, UsageError
 from metricsd.logs import log_to_terminal
+from metricsd.reasons import meaning_of
 from metricsd.spool import ensure_spool
 from metricsd.store import quarantine as kept
 from metricsd.store.connection import Store
@@ -46,11 +47,16 @@ def quarantine() -> None:
     show_default=True,
     help="Newest entries at most.",
 )
+@click.option("--by-reason", is_flag=True, help="Count the entries of each reason instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array; fields are only added.")
-def list_entries(limit: int, as_json: bool) -> None:
-    """List what is open, newest first."""
+def list_entries(limit: int, by_reason: bool, as_json: bool) -> None:
+    """List what is open, newest first; an entry of a flood holds many lines."""
     with _store() as store:
-        entries = kept.list_open(store, limit) if store is not None else []
+        entries = kept.list_open(store, limit) if store is not None and not by_reason else []
+        counts = kept.count_by_reason(store) if store is not None and by_reason else []
+    if by_reason:
+        _print_counts(counts, as_json)
+        return
     if as_json:
         click.echo(json.dumps([_as_json(entry) for entry in entries], indent=1))
         return
@@ -75,21 +81,23 @@ def show(entry_id: int, as_json: bool) -> None:
         return
     for key, value in _as_json(entry).items():
         click.echo(f"{key:8} {value}")
+    click.echo(f"{'meaning':8} {meaning_of(entry.reason)}")
     click.echo("the bytes are not kept" if text is None else text.rstrip("\n"))
 
 
 @quarantine.command()
 @click.argument("entry_id", metavar="[ID]", type=int, required=False)
 @click.option("--all", "everything", is_flag=True, help="Retry every open entry whose bytes are kept.")
+@click.option("--reason", metavar="CODE", help="Retry every open entry with this reason, for example newer_version.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of {id, retried, why}.")
-def retry(entry_id: int | None, everything: bool, as_json: bool) -> None:
+def retry(entry_id: int | None, everything: bool, reason: str | None, as_json: bool) -> None:
     """Hand the kept bytes back to the spool; what is still wrong comes back here."""
-    _check_choice(entry_id, everything)
+    _check_choice(entry_id, everything or reason is not None)
     with _store() as store:
-        entries = _chosen(store, entry_id)
+        entries = [entry for entry in _chosen(store, entry_id) if reason in (None, entry.reason)]
         results = [_retry(store, entry) for entry in entries] if store is not None else []
     _report(results, "retried", as_json)
-    if not everything and any(not result["retried"] for result in results):
+    if entry_id is not None and any(not result["retried"] for result in results):
         raise MetricsdError(f"entry {entry_id} cannot be retried: {results[0]['why']}")
 
 
@@ -97,19 +105,29 @@ def retry(entry_id: int | None, everything: bool, as_json: bool) -> None:
 @click.argument("entry_id", metavar="[ID]", type=int, required=False)
 @click.option("--all", "everything", is_flag=True, help="Purge every open entry.")
 @click.option("--older-than", metavar="AGE", help="Purge what is older, for example 12h or 30d.")
+@click.option("--reason", metavar="CODE", help="Purge every open entry with this reason, for example newer_version.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of {id, purged}.")
-def purge(entry_id: int | None, everything: bool, older_than: str | None, as_json: bool) -> None:
+def purge(entry_id: int | None, everything: bool, older_than: str | None, reason: str | None, as_json: bool) -> None:
     """Drop kept bytes for good; the summary (file, offset, reason, hash) stays."""
     age = None if older_than is None else parse_span(older_than, "--older-than")
-    _check_choice(entry_id, everything or age is not None)
+    _check_choice(entry_id, everything or age is not None or reason is not None)
     with _store() as store:
-        entries = _chosen(store, entry_id)
+        entries = [entry for entry in _chosen(store, entry_id) if reason in (None, entry.reason)]
         if age is not None:
             before_us = int((datetime.now(UTC) - age).timestamp() * 1_000_000)
             entries = [entry for entry in entries if entry.at < before_us]
         if store is not None:
             kept.settle(store, [entry.id for entry in entries], how="purged")
     _report([{"id": entry.id, "purged": True} for entry in entries], "purged", as_json)
+
+
+def _print_counts(counts: list[kept.Count], as_json: bool) -> None:
+    if as_json:
+        rows = [{**count._asdict(), "meaning": meaning_of(count.reason)} for count in counts]
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for count in counts:
+        click.echo(f"{count.entries:>9,}  {count.bytes:>13,} B  {count.reason:20} {meaning_of(count.reason)}")
 
 
 @contextmanager

@@ -6,10 +6,12 @@ This is the promise of exactly once: events and the offset that covers them comm
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from metricsd.crash import crash_point
+from metricsd.errors import MetricsdError
 from metricsd.model import Event, Kind, Outcome
 from metricsd.store import events, quarantine, sources, state
 from metricsd.store.connection import Store
@@ -18,6 +20,8 @@ from metricsd.store.quarantine import Reject
 from metricsd.store.recent import RecentCalls
 from metricsd.store.sources import Checkpoint
 
+SWEEPS_PER_CAP = 8
+"""In a flood of bad lines the quarantine is swept each time that it grew by this part of its cap."""
 FOLD_BEFORE = "fold_before_us"
 """State key: events before this time have been folded into the totals and can no longer be recognised."""
 
@@ -46,8 +50,10 @@ class Taken(NamedTuple):
 class Ingest:
     """The writing end of one store. Not thread-safe: it belongs to the thread that writes the store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, quarantine_bytes_max: int | None = None) -> None:
         self._store = store
+        self._quarantine_bytes_max = quarantine_bytes_max
+        self._unswept_bytes = 0
         self._recent = RecentCalls(store)
 
     def take(
@@ -69,7 +75,7 @@ class Ingest:
                 inserted = events.insert(store, kept, device=device)
                 crash_point("after_insert")
                 if rejects or old:
-                    quarantine.add_all(store, [*rejects, *old])
+                    self._unswept_bytes += quarantine.add_all(store, [*rejects, *old])
                 if len(kept) != len(items):
                     state.add(store, "twins_dropped", len(items) - len(kept))
                 if checkpoint is not None:
@@ -81,8 +87,19 @@ class Ingest:
             self._recent.forget()
             raise
         crash_point("after_commit")
+        self._keep_cap()
         critical = inserted.added > 0 and any(is_critical(item.event) for item in kept)
         return Taken(inserted.added, inserted.known, len(items) - len(kept), len(rejects) + len(old), critical)
+
+    def _keep_cap(self) -> None:
+        """Summarise the oldest quarantined bytes now, if a flood would pass the cap before the hourly sweep."""
+        cap = self._quarantine_bytes_max
+        if cap is None or self._unswept_bytes <= max(cap // SWEEPS_PER_CAP, quarantine.BYTES_KEPT_MAX):
+            return
+        self._unswept_bytes = 0
+        # What was taken is committed: a sweep that fails is the next one's matter.
+        with contextlib.suppress(MetricsdError):
+            quarantine.sweep(self._store, older_than_us=self._store.clock.now_us(), bytes_max=cap)
 
     def _split_old(self, items: list[Identified]) -> tuple[list[Identified], list[Reject]]:
         """Refuse what is older than the newest fold: whether it was counted can no longer be told."""

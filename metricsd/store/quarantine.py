@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +18,13 @@ from metricsd.store.connection import Store, translated
 
 BYTES_KEPT_MAX = 1024 * 1024
 """Of a longer item the first this many bytes are kept."""
+EACH_MAX = 16
+"""Of one unit (a chunk of a file) so many lines with the same reason get entries of their own, the others share some."""
 _SECRET_FIELD = re.compile(
     rb'("[^"]{0,64}(?:token|secret|password|passwd|api_?key|authorization|credential|private_?key|cookie)[^"]{0,64}"\s*:\s*)"(?:[^"\\]|\\.)*"',
     re.IGNORECASE,
 )
+_CAPTURES, _NO_FILE = "new/", ""
 _INSERT = """
 INSERT INTO quarantine (key, at, file, offset, bytes, reason, detail, sha256, stored) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET state = 'open', stored = excluded.stored WHERE state = 'retried'
@@ -65,11 +68,12 @@ def add(store: Store, file: str, offset: int, data: bytes | None, reason: str, d
     add_all(store, [Reject(file, offset, data, reason, detail, size)])
 
 
-def add_all(store: Store, rejects: Sequence[Reject]) -> None:
-    """Quarantine items inside the caller's transaction; a replay adds nothing."""
+def add_all(store: Store, rejects: Sequence[Reject]) -> int:
+    """Quarantine items inside the caller's transaction; a replay adds nothing. Return how many bytes were kept."""
     now = store.clock.now_us()
     rows = []
-    for item in rejects:
+    items = pack(rejects)
+    for item in items:
         data = item.data or b""
         digest = sha256(data).digest()
         key = blake2b(
@@ -90,6 +94,59 @@ def add_all(store: Store, rejects: Sequence[Reject]) -> None:
             )
         )
     store.db.executemany(_INSERT, rows)
+    return sum(min(len(item.data or b""), BYTES_KEPT_MAX) for item in items)
+
+
+def pack(rejects: Sequence[Reject]) -> list[Reject]:
+    """Return the items with a flood of alike ones joined, so that a million bad lines do not make a million files.
+
+    Lines of one file and reason share an entry up to the bytes that are kept of one, so that all of them can be
+    retried; items without bytes share one summary. Captures stay apart: their names are part of their ids. Pure.
+    """
+    if len(rejects) <= EACH_MAX:
+        return list(rejects)
+    apart: list[Reject] = []
+    flood: dict[tuple[str, str, bool], list[Reject]] = {}
+    seen: dict[tuple[str, str, bool], int] = {}
+    for item in rejects:
+        kind = _NO_FILE if item.data is None else item.file
+        group = (kind, item.reason, item.data is None)
+        seen[group] = seen.get(group, 0) + 1
+        joinable = item.data is None or (not item.file.startswith(_CAPTURES) and len(item.data) < BYTES_KEPT_MAX)
+        if seen[group] <= EACH_MAX or not joinable:
+            apart.append(item)
+        else:
+            flood.setdefault(group, []).append(item)
+    for (_, _, is_bare), items in flood.items():
+        apart.extend([_summary(items)] if is_bare else _joined(items))
+    return apart
+
+
+def _summary(items: list[Reject]) -> Reject:
+    first, last = items[0], items[-1]
+    if len(items) == 1:
+        return first
+    digest = sha256("\0".join(f"{item.file}:{item.offset}" for item in items).encode("utf-8", "surrogateescape"))
+    detail = f"{len(items)} alike, the last is {last.file}:{last.offset} (all: {digest.hexdigest()[:16]})"
+    return first._replace(detail=detail, size=sum(item.size for item in items))
+
+
+def _joined(items: list[Reject]) -> Iterator[Reject]:
+    start, size = 0, 0
+    for number, item in enumerate(items):
+        length = len(item.data or b"") + 1
+        if size + length > BYTES_KEPT_MAX:
+            yield _lines(items[start:number])
+            start, size = number, 0
+        size += length
+    yield _lines(items[start:])
+
+
+def _lines(items: list[Reject]) -> Reject:
+    if len(items) == 1:
+        return items[0]
+    data = b"".join((item.data or b"").removesuffix(b"\n") + b"\n" for item in items)
+    return items[0]._replace(data=data, detail=f"{len(items)} lines up to offset {items[-1].offset}: {items[0].detail}")
 
 
 def list_open(store: Store, limit: int = 1000) -> list[Entry]:
@@ -109,6 +166,22 @@ def get(store: Store, entry: int) -> Entry | None:
 def count_open(store: Store) -> int:
     """Return how many entries are open."""
     return int(store.db.execute("SELECT count(*) FROM quarantine WHERE state = 'open'").fetchone()[0])
+
+
+class Count(NamedTuple):
+    """How many entries are open for a reason, and how large what they stand for was."""
+
+    reason: str
+    entries: int
+    bytes: int
+
+
+def count_by_reason(store: Store) -> list[Count]:
+    """Return the open entries counted by reason, most frequent first."""
+    rows = store.db.execute(
+        "SELECT reason, count(*), sum(bytes) FROM quarantine WHERE state = 'open' GROUP BY reason ORDER BY 2 DESC, 1"
+    )
+    return [Count(*row) for row in rows]
 
 
 def bytes_of(store: Store, entry: Entry) -> bytes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.e2e.support import Home, homes, shared_line, wait_for
+from tests.e2e.support import ROOT, Home, homes, shared_line, wait_for
 
 SPAN = 1000
 Steps = Iterator[None]
@@ -506,3 +507,12 @@ def test_every_line_is_stored_once(played: Played, case: str, place: str) -> Non
 def test_files_of_others_are_never_touched(played: Played) -> None:
     """Not written, renamed, truncated or deleted, nor their times changed."""
     assert played.touched == []
+
+
+def test_every_case_is_in_the_table_of_the_docs() -> None:
+    """docs/reliability.md names each case, and no other."""
+    text = (ROOT / "docs" / "reliability.md").read_text().split("## Files that others write")[1].split("\n## ")[0]
+    assert re.findall(r"\| `(\w+)` \|$", text, re.M) == [case.__name__ for case in CASES]
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "tail").glob("test_*.py"))
+    for name in re.findall(r"::(test_\w+)", text):
+        assert f"def {name}(" in tests, name
