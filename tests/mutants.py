@@ -134,7 +134,7 @@ MUTANTS = (
         "metricsd/growing.py",
         "occurrences=occurrences.pack(),",
         'occurrences=b"",',
-        HISTORIES,
+        "tests/tail/test_shared.py::test_equal_lines_that_span_a_commit_are_two_events",
     ),
     Mutant(
         "mtime in the id",

@@ -37,7 +37,7 @@ def test_a_capture_read_again_after_a_crash_is_known(rig: Rig) -> None:
 
 def test_a_copied_capture_that_lost_its_time_keeps_its_id(rig: Rig) -> None:
     """The id depends on name and bytes; the time then comes from the line's second."""
-    path = rig.capture(1)
+    path = rig.capture(1, tool_use_id=None)
     data = path.read_bytes()
     rig.tick()
     path.write_bytes(data)

@@ -80,8 +80,6 @@ class Histories(RuleBasedStateMachine):
         self.must: Counter[int] = Counter()
         self.ever: Counter[int] = Counter()
         self.rest: dict[Path, bytes] = {}
-        self.looked_at: set[int] = set()
-        self.rotated: set[Path] = set()
         with self.user():
             self.open()
 
@@ -109,10 +107,13 @@ class Histories(RuleBasedStateMachine):
         with self.user():
             seen = self.readable()
             self.intake.take_all()
-            self.looked_at = {path.stat().st_ino for path in self.followed() if numbers_in(path)}
-            self.rotated.clear()
         for number, times in seen.items():
             self.must[number] = max(self.must[number], times)
+
+    @rule()
+    def look_again(self) -> None:
+        """Looks are as frequent as in life."""
+        self.look()
 
     @rule(point=st.sampled_from(POINTS), nth=st.integers(1, 3))
     def look_and_die(self, point: crash.Point, nth: int) -> None:
@@ -182,21 +183,23 @@ class Histories(RuleBasedStateMachine):
         self.ever[self.number] += 1
         self.write(name, line * 2)
 
-    @rule(name=names, part=st.floats(0, 1))
-    def append_part(self, name: str, part: float) -> None:
+    @rule(name=names, count=st.integers(0, 2), part=st.floats(0, 1))
+    def append_part(self, name: str, count: int, part: float) -> None:
+        """Some whole lines, and the beginning of one."""
+        whole = b"".join(self.line(0) for _ in range(count))
         line = self.line(30)
-        cut = int(len(line) * part)
-        self.write(name, line[:cut])
+        self.write(name, whole + line[: int(len(line) * part)])
         self.rest[self.spool / name] = line
 
-    @rule(name=names)
-    def append_the_rest(self, name: str) -> None:
-        """The writer goes on where it stopped, if nobody else's bytes came in between."""
-        line = self.rest.pop(self.spool / name, b"")
-        with self.user(), contextlib.suppress(FileNotFoundError, PermissionError):
-            begun = (self.spool / name).read_bytes().rpartition(b"\n")[2]
-            if begun and line.startswith(begun):
-                self.write(name, line[len(begun) :])
+    @rule()
+    def append_the_rest(self) -> None:
+        """Writers go on where they stopped, where nobody else's bytes came in between."""
+        for path in [path for path in self.rest if path.parent == self.spool]:
+            line = self.rest.pop(path)
+            with self.user(), contextlib.suppress(FileNotFoundError, PermissionError):
+                begun = path.read_bytes().rpartition(b"\n")[2]
+                if begun and line.startswith(begun):
+                    self.write(path.name, line[len(begun) :])
 
     @rule(name=names, count=some)
     def recreate(self, name: str, count: int) -> None:
@@ -233,11 +236,7 @@ class Histories(RuleBasedStateMachine):
     @rule(name=names, to=st.sampled_from(ASIDE))
     def rename(self, name: str, to: str) -> None:
         with self.user(), contextlib.suppress(FileNotFoundError):
-            inode = (self.spool / name).stat().st_ino
             (self.spool / name).rename(self.spool / to)
-            self.rotated.discard(self.spool / to)
-            if to not in NAMES and inode in self.looked_at:
-                self.rotated.add(self.spool / to)
 
     @rule(name=names, to=st.sampled_from(ASIDE))
     def copytruncate(self, name: str, to: str) -> None:
@@ -246,7 +245,6 @@ class Histories(RuleBasedStateMachine):
             contextlib.suppress(FileNotFoundError, PermissionError, shutil.SameFileError),
         ):
             shutil.copyfile(self.spool / name, self.spool / to)
-            self.rotated.discard(self.spool / to)
             os.truncate(self.spool / name, 0)
 
     @rule(name=names, mode=st.sampled_from((0o000, 0o200, 0o600)))
@@ -301,7 +299,7 @@ class Histories(RuleBasedStateMachine):
     def readable(self) -> Counter[int]:
         """Return the numbers of all complete lines that can be read now, with how often one file holds them."""
         found: Counter[int] = Counter()
-        for path in [*self.followed(), *sorted(self.rotated)]:
+        for path in self.followed():
             for number, times in numbers_in(path).items():
                 found[number] = max(found[number], times)
         return found + self.captures()
