@@ -118,9 +118,9 @@ def test_a_closed_pipe_is_quiet(home: Home, arguments: tuple[str, ...]) -> None:
 def test_interrupt_exits_130(home: Home) -> None:
     """Ctrl-C in the middle of following the log is an end, not a fault."""
     home.start_daemon()
-    process = home.start("logs", "-f", "-n", "1")
+    process = home.start("logs", "-f", "-n", "9")
     assert process.stdout is not None
-    assert "daemon.started" in process.stdout.readline()
+    assert " daemon " in process.stdout.readline()
     process.send_signal(2)
     assert process.wait(10) == 130
     assert stop(process) == 130
@@ -132,7 +132,8 @@ def test_logs_prints_json_and_text(home: Home) -> None:
     daemon = home.start_daemon()
     stop(daemon)
     found = json.loads(home.ok("logs", "--json"))
-    assert [line["event"] for line in found][-2:] == ["daemon.started", "daemon.stopped"]
+    written = [line["event"] for line in found]
+    assert written[-1] == "daemon.stopped" and "daemon.started" in written
     assert "daemon.stopped" in home.ok("logs", "-n", "1")
 
 
