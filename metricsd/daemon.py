@@ -37,7 +37,7 @@ from metricsd.store.retention import DAY_US, fold
 from metricsd.sync.engine import Engine
 from metricsd.sync.realtime import News, Realtime, find_obstacle
 from metricsd.sync.report import Report
-from metricsd.syncing import NEWS_GAP_S, Syncing, remember_mode
+from metricsd.syncing import Syncing, remember_mode
 from metricsd.tail import Tail
 from metricsd.watch import Watcher
 from metricsd.writer import Writer
@@ -258,7 +258,7 @@ class Daemon:
     def _on_news(self, news: News) -> None:
         """Pull what another device stored; with many devices each waits a random part of the spread."""
         spread_s = random.uniform(0.0, news.spread_s)  # noqa: S311  it spreads load, it keeps no secret
-        self._opened.syncing.hurry(after_s=spread_s, gap_s=NEWS_GAP_S, connected=news.connected)
+        self._opened.syncing.hear(after_s=spread_s, connected=news.connected)
 
     def _note_trouble(self, trouble: str | None) -> None:
         """Log the store's failing and its recovery once each."""

@@ -20,6 +20,7 @@ from metricsd.errors import StoreUnavailable
 from metricsd.identity import LoginMark, find_login_mark
 from metricsd.store import state
 from metricsd.store.connection import Store
+from metricsd.sync.engine import NEWS
 from metricsd.sync.report import Report
 
 MODE = "sync_mode"
@@ -34,6 +35,7 @@ NEWS_GAP_S = 0.25
 HURRY_STEP_S = 0.25
 """How soon an earlier time takes effect while a later one is waited for."""
 AUTH = "auth"
+FULL = "hurry"
 
 log = structlog.get_logger("sync")
 
@@ -88,6 +90,7 @@ class Syncing:
         self._failing = False
         self._hurried = asyncio.Event()
         self._hurry_at = 0.0
+        self._hurry_kind = FULL
         self._hurry_began = -HURRY_GAP_S
         self.next_us: int | None = None
 
@@ -95,17 +98,29 @@ class Syncing:
         """Ask for a round because its time has come."""
         self._wanted.set()
 
-    def hurry(self, *, after_s: float = 0.0, gap_s: float = HURRY_GAP_S, connected: bool = False) -> None:
-        """Ask for a round `gap_s` after the last hurried one began, `after_s` from now at least; the schedule stays.
+    def hurry(self) -> None:
+        """Ask for a round now, because something here should be sent; one a second at most, and the schedule stays.
 
-        While rounds fail the schedule alone decides, so that news cannot get around its pauses; `connected` says that
-        the cloud has just been reached.
+        While rounds fail the schedule alone decides: what happens here cannot get around its pauses.
         """
-        if self._failing and not connected:
-            return
-        now = self._clock.monotonic()
-        at = max(now + after_s, self._hurry_began + gap_s)
-        self._hurry_at = min(self._hurry_at, at) if self._hurried.is_set() else at
+        if not self._failing:
+            self._hurry(self._clock.monotonic(), HURRY_GAP_S, FULL)
+
+    def hear(self, *, after_s: float = 0.0, connected: bool = False) -> None:
+        """Ask for a round that only fetches, `after_s` from now, because another device has stored something.
+
+        It sends nothing of what waits for the interval. While rounds fail there is none, unless the stream has just
+        `connected`: then the cloud is back, and a whole round sends what has waited for it.
+        """
+        if connected or not self._failing:
+            self._hurry(self._clock.monotonic() + after_s, NEWS_GAP_S, FULL if self._failing else NEWS)
+
+    def _hurry(self, at: float, gap_s: float, kind: str) -> None:
+        at = max(at, self._hurry_began + gap_s)
+        if self._hurried.is_set():
+            at = min(at, self._hurry_at)
+            kind = FULL if FULL in (kind, self._hurry_kind) else NEWS
+        self._hurry_at, self._hurry_kind = at, kind
         self._hurried.set()
 
     async def hurry_loop(self) -> None:
@@ -116,11 +131,12 @@ class Syncing:
             while (wait_s := self._hurry_at - self._clock.monotonic()) > 0:
                 await self._clock.sleep(min(wait_s, HURRY_STEP_S))
             self._hurried.clear()
+            kind = self._hurry_kind
             self._hurry_began = self._clock.monotonic()
             if not self._is_useful():
                 continue
             try:
-                await self._round("hurry")
+                await self._round(kind)
                 await self._plan()
             except StoreUnavailable as error:
                 # The round on the schedule finds the same and says so.

@@ -56,6 +56,8 @@ LAST_ERROR = "sync_last_error"
 """JSON {"at": microseconds, "code", "message"} of the newest failure; gone after a success."""
 NEXT = "sync_next_us"
 FAILURES = "sync_failures"
+NEWS = "news"
+"""Reason of a round that another device's change called for."""
 CLOCK_OFFSET = "sync_clock_offset_us"
 """How far the cloud's clock was ahead of ours at the last hello."""
 
@@ -118,6 +120,8 @@ class Engine:
     async def tick(self, *, reason: str = "interval") -> Report:
         """Run one round and return what it did; `reason` other than "interval" forgets earlier failures.
 
+        A round for NEWS only fetches: what waits for the interval goes on waiting.
+
         Raises StoreError when the local store fails; everything else is in the report.
         """
         async with self._busy:
@@ -125,7 +129,7 @@ class Engine:
             report = Report()
             error: MetricsdError | None = None
             try:
-                await self._sync(report)
+                await self._sync(report, only_fetch=reason == NEWS)
             except StoreError:
                 raise
             except MetricsdError as failed:
@@ -168,11 +172,11 @@ class Engine:
             await self._client.close()
             self._client = self._client_of = None
 
-    async def _sync(self, report: Report) -> None:
+    async def _sync(self, report: Report, *, only_fetch: bool) -> None:
         """Run rounds until one ends without a fork, a gap or a changed history to heal."""
         for attempt in range(ATTEMPTS_MAX):
             try:
-                return await self._round(report)
+                return await self._round(report, only_fetch=only_fetch)
             except StreamForked:
                 if attempt + 1 == ATTEMPTS_MAX:
                     raise
@@ -191,7 +195,7 @@ class Engine:
                     raise
         return None
 
-    async def _round(self, report: Report) -> None:
+    async def _round(self, report: Report, *, only_fetch: bool) -> None:
         credentials = identity.get_credentials(self._paths)
         identity.confirm_login(self._paths, credentials)
         client = await self._client_for(credentials)
@@ -208,6 +212,13 @@ class Engine:
         )
         await self._compare(sync)
         pulls = self._settings.pull != "none" and self._settings.direction != "local_first"
+        if only_fetch:
+            if pulls:
+                await pull(sync)
+                # What was decided here is news to the others, and nobody else will tell them.
+                if await self._resolve(report):
+                    await push_records(sync, partial(self._resolve, report))
+            return
         if pulls and self._settings.direction == "remote_first":
             await pull(sync)
             await self._resolve(report)

@@ -15,6 +15,7 @@ from metricsd.sink import NOTHING, both, plus, ticked
 from metricsd.store.connection import Store
 from metricsd.store.events import Identified
 from metricsd.store.ingest import Ingest, Taken
+from metricsd.sync.engine import NEWS
 from metricsd.sync.report import Failure, Report
 from metricsd.syncing import HURRY_GAP_S, NEWS_GAP_S
 from tests.daemon.test_syncing import Setup, _log_in, _settled
@@ -71,9 +72,10 @@ async def test_news_are_pulled_sooner_than_pushes_repeat(setup: Setup) -> None:
         assert setup.syncing is not None
         began = setup.clock.monotonic()
         for _ in range(3):
-            setup.syncing.hurry(gap_s=NEWS_GAP_S)
+            setup.syncing.hear()
             await _settled()
         assert setup.clock.monotonic() - began == pytest.approx(2 * NEWS_GAP_S)
+        assert setup.rounds.reasons == [NEWS] * 3
 
 
 async def test_a_spread_is_waited_for_and_does_not_hold_up_what_is_urgent(setup: Setup) -> None:
@@ -81,12 +83,12 @@ async def test_a_spread_is_waited_for_and_does_not_hold_up_what_is_urgent(setup:
     async with hurrying(setup):
         assert setup.syncing is not None
         began = setup.clock.monotonic()
-        setup.syncing.hurry(after_s=20.0, gap_s=NEWS_GAP_S)
+        setup.syncing.hear(after_s=20.0)
         setup.syncing.hurry()
         await _settled()
-        assert len(setup.rounds.reasons) == 1
+        assert setup.rounds.reasons == ["hurry"]
         assert setup.clock.monotonic() == began
-        setup.syncing.hurry(after_s=20.0, gap_s=NEWS_GAP_S)
+        setup.syncing.hear(after_s=20.0)
         for _ in range(10):
             await _settled()
         assert len(setup.rounds.reasons) == 2
@@ -102,14 +104,14 @@ async def test_while_rounds_fail_only_the_schedule_asks(setup: Setup) -> None:
         await _settled()
         for _ in range(5):
             setup.syncing.hurry()
-            setup.syncing.hurry(gap_s=NEWS_GAP_S)
+            setup.syncing.hear()
             await _settled()
         assert len(setup.rounds.reasons) == 1
-        setup.syncing.hurry(connected=True)
+        setup.syncing.hear(connected=True)
         await _settled()
         setup.syncing.hurry()
         await _settled()
-        assert len(setup.rounds.reasons) == 3
+        assert setup.rounds.reasons == ["hurry"] * 3
 
 
 async def test_a_refused_login_is_not_hurried(setup: Setup) -> None:
@@ -119,7 +121,7 @@ async def test_a_refused_login_is_not_hurried(setup: Setup) -> None:
         setup.rounds.reports = [Report(error=Failure("auth", "no"))]
         setup.syncing.hurry()
         await _settled()
-        setup.syncing.hurry(connected=True)
+        setup.syncing.hear(connected=True)
         await _settled()
         assert len(setup.rounds.reasons) == 1
 

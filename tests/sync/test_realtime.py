@@ -17,10 +17,12 @@ from metricsd.errors import CloudUnreachable
 from metricsd.identity import Credentials, forget_login, save_login
 from metricsd.ids import DeviceId
 from metricsd.sync import realtime
+from metricsd.sync.engine import NEWS
 from metricsd.sync.realtime import LIVE, NOT_WANTED, OFF, Live, News, Realtime, events_of, find_obstacle
 from tests.cloud.support import Device
 from tests.cloud.test_streams import QUICK, Served
 from tests.holding_proxy import HoldingProxy
+from tests.sync.world import World
 
 SETTINGS = Sync(backoff_max_s=0.2, connect_timeout_s=2.0, request_timeout_s=5.0)
 WITHIN_S = 10.0
@@ -319,3 +321,14 @@ def test_status_knows_the_calm_reasons() -> None:
     from metricsd.cli import status_text
 
     assert set(status_text._REALTIME_CALM) == {OFF, NOT_WANTED, realtime.NOT_LOGGED_IN, realtime.CONNECTING}
+
+
+async def test_a_round_for_news_fetches_and_sends_nothing_ordinary(world: World) -> None:
+    """What waits for the interval goes on waiting; a decision that the fetched change called for is sent at once."""
+    one, two = await world.device("one"), await world.device("two")
+    one.record(3)
+    await one.sync()
+    two.record(2)
+    report = await two.engine.tick(reason=NEWS)
+    assert report.ok and (report.pushed_events, report.pushed_records, report.pulled_events) == (0, 0, 3)
+    assert (await two.sync()).pushed_events == 2
