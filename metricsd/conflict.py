@@ -271,7 +271,7 @@ def _deletion(conflict: Conflict, rule: DeleteRule) -> tuple[Version, str]:
     if local.deleted and remote.deleted:
         return max(local, remote, key=_order_of), _SINGLE
     dead, live = (local, remote) if local.deleted else (remote, local)
-    if base is not None and base.deleted and (dead.stamp or "") <= (base.stamp or ""):
+    if base is not None and base.deleted and (not dead.stamp or dead.stamp == base.stamp):
         # Both knew of the deletion, and the live side brought the record back afterwards.
         return live, _SINGLE
     if base is not None and not base.deleted and not _edited(live, base):

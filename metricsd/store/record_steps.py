@@ -107,7 +107,7 @@ def meet(local: Version, base: Version | None, remote: Version, *, own: bool = F
     if base is None:
         return Met.CONFLICT
     # Later stamps on what says the same tell that somebody changed it there and back, or deleted it once more.
-    if same(remote, base) and is_past(remote, base):
+    if same(remote, base) and is_past(remote, base) and (not remote.stamp or remote.stamp == base.stamp):
         return Met.AHEAD
     return Met.ADOPTED if same(local, base) and is_past(local, base) else Met.CONFLICT
 

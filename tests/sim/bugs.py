@@ -108,6 +108,17 @@ class _PlainSequence(Cloud):
         return page
 
 
+class _OwnRecordsLeftOut(Cloud):
+    """The feed leaves out what the asking device wrote; one that was restored never gets it back."""
+
+    def page(self, device: str, cursor: str) -> Any:
+        page = super().page(device, cursor)
+        if not isinstance(page, Page):
+            return page
+        kept = [item for item in page.items if not (isinstance(item[0], RecordState) and item[0].device == device)]
+        return page._replace(items=kept)
+
+
 class _TombstonesDropped(Device):
     """The feed's deletions are passed over."""
 
@@ -225,6 +236,11 @@ def _last_pull_wins(*args: Any, **options: Any) -> Met:
     return Met.ADOPTED if met is Met.CONFLICT else met
 
 
+def _base_of_lost_history(record: Record, theirs: object) -> Record:
+    """What a restored cloud still has counts as a change to what it has lost."""
+    return record
+
+
 def _values_alone(local: Any, base: Any, remote: Any, *, own: bool = False) -> Met:
     """Versions are compared by what they say, not by when it was said."""
     met = meet(local, base, remote, own=own)
@@ -242,6 +258,8 @@ BUGS = (
     Bug("revision without nonce", cloud=_NumbersCompared),
     Bug("highest instead of contiguous", cloud=_HighestNotContiguous),
     Bug("plain sequence", cloud=_PlainSequence),
+    Bug("own records left out of the feed", cloud=_OwnRecordsLeftOut),
+    Bug("lost history taken for a change", parts=Parts(common=_base_of_lost_history)),
     Bug("tombstone dropped", device=_TombstonesDropped),
     Bug("restamp ignored", device=_RestampIgnored),
     Bug("wrong years taken", device=_NotBounded, cloud=_WrongYearsTaken),

@@ -19,7 +19,6 @@ from metricsd.store.record_steps import (
     Met,
     Pending,
     Record,
-    common,
     confirmed,
     edited,
     offered,
@@ -322,7 +321,7 @@ class Device:
             self.marks[address] = mark
             return Met.ADOPTED
         own = record.dirty > 0 and remote.device == self.id
-        record = common(record, theirs)
+        record = self.parts.common(record, theirs)
         met = self.parts.meet(record.version, record.base, theirs, own=own)
         if met is Met.CONFLICT:
             self.open(address, record, theirs, remote.rev, mark)

@@ -259,8 +259,14 @@ class History:
         # Once: what is lost twice is lost.
         self.faults -= {"cloud_back"}
         if device is None:
-            # Rounds and late requests go on: they meet a cloud that knows less than when they began.
+            # It was stopped for that, which ends rounds; what a proxy held meets a cloud that knows less than its sender.
+            for one, (_, request) in list(self.active.items()):
+                self._kill(one)
+                if request is not None:
+                    self.late.append(request)
             self.cloud.restore(copy)
+            while self.late and self.rng.random() < 0.7:
+                self.cloud.ask(self.late.pop(self.rng.randrange(len(self.late))))
             self.ghosts.lost = True
         else:
             self._kill(device)

@@ -15,7 +15,7 @@ from metricsd.hlc import Stamp, next_stamp, observe, parse_stamp
 from metricsd.policy import InForce, parse
 from metricsd.protocol import HelloReply, RecordChange, RecordState
 from metricsd.resources import data_folder
-from metricsd.store.record_steps import Met, Record, decided, meet, rebased
+from metricsd.store.record_steps import Met, Record, common, decided, meet, rebased
 from metricsd.sync.plan import Decision, LocalStream, decide
 
 Address = tuple[str, str]
@@ -51,6 +51,7 @@ class Parts(NamedTuple):
 
     decide: Callable[[LocalStream, HelloReply], Decision] = decide
     meet: Callable[..., Met] = meet
+    common: Callable[..., Record] = common
     decided: Callable[..., Record] = decided
     rebased: Callable[..., tuple[dict[str, str], Stamp]] = rebased
     resolve: Resolve = resolve_by
