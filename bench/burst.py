@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 PER_S_MIN = 5_000
 RSS_MB_MAX = 150
 VISIBLE_S_MAX = 5.0
@@ -99,7 +100,7 @@ def measure(count: int) -> dict[str, Any]:
         new, store = home / "state" / "spool" / "new", home / "state" / "store.db"
         new.mkdir(parents=True)
         write_captures(new, count)
-        environment = {**os.environ, "METRICSD_HOME": folder, "NO_COLOR": "1"}
+        environment = {**os.environ, "METRICSD_HOME": folder, "PYTHONPATH": str(ROOT)}
         daemon = subprocess.Popen(
             [sys.executable, "-m", "metricsd", "run"], env=environment, cwd=folder,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
