@@ -198,7 +198,7 @@ MUTANTS = (
         "    with store.transaction():\n        own = events.device_id_of(",
         "    with store.transaction():\n        state.put(store, CURSOR, cursor)\n"
         "    with store.transaction():\n        own = events.device_id_of(",
-        "tests/sync/test_rounds.py::test_a_crash_at_any_point_of_a_round_loses_and_doubles_nothing",
+        "tests/sync/test_order.py::test_the_cursor_stays_when_the_page_cannot_be_stored",
     ),
     Mutant(
         "acknowledged without being on disk",
@@ -216,7 +216,7 @@ MUTANTS = (
         "    mine = Settled(batch[-1].seq, batch[-1].id.hex(), [item.seq for item in batch])\n"
         "    await sync.run(outbox.acknowledge, sync.store, stream, mine)\n"
         "    reply = await sync.client.push_events(body)\n    settled",
-        "tests/sync/test_rounds.py::test_each_fault_at_each_request_loses_and_doubles_nothing",
+        "tests/sync/test_order.py::test_nothing_is_acknowledged_before_the_cloud_has_answered",
     ),
     Mutant(
         "the cloud answers before the commit",
