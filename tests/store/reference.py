@@ -22,7 +22,7 @@ from tests.fakes import START_US, FakeClock
 
 CAPTURES = 4
 LINES = 6
-ROUNDS = 3
+ROUNDS = 4
 OLD_NUMBER = 9000
 """The number of an event that is old enough for retention to fold it."""
 DAY_S = 86_400
