@@ -5,7 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHES = ("hook", "decode", "tail", "burst", "latency", "status", "sync", "realtime", "resolve", "cloud", "idle", "rsyslog")
+BENCHES = (
+    "hook",
+    "decode",
+    "tail",
+    "burst",
+    "latency",
+    "status",
+    "sync",
+    "realtime",
+    "resolve",
+    "cloud",
+    "idle",
+    "rsyslog",
+)
 DEADLINE_S = 900
 
 

@@ -31,7 +31,9 @@ COMMANDS: dict[str, Entry] = {
     "privacy": Entry("metricsd.cli.privacy:privacy", "Show exactly what would be sent."),
     "session": Entry("metricsd.cli.session:session", "Look at sessions, and describe, tag or delete them."),
     "quarantine": Entry("metricsd.cli.quarantine:quarantine", "See, retry or purge what could not be accepted."),
-    "conflicts": Entry("metricsd.cli.conflicts:conflicts", "See records that two devices changed; bring back what lost."),
+    "conflicts": Entry(
+        "metricsd.cli.conflicts:conflicts", "See records that two devices changed; bring back what lost."
+    ),
     "policy": Entry("metricsd.cli.policy:policy", "See, check and try conflict policies."),
     "logs": Entry("metricsd.cli.logs:logs", "Show the daemon's log."),
     "cloud": Entry("metricsd.cli.cloud:cloud", "Serve a cloud; tenants and tokens."),
