@@ -49,7 +49,7 @@ MUTANTS = (
         "        store = self._store\n        try:\n",
         "        store = self._store\n        if checkpoint is not None:\n            with store.transaction():\n"
         "                sources.put(store, checkpoint)\n        try:\n",
-        HISTORIES,
+        "tests/tail/test_shared.py::test_the_checkpoint_is_not_committed_before_its_rows",
     ),
     Mutant(
         "unlink before commit",

@@ -22,7 +22,7 @@ from tests.fakes import START_US, FakeClock
 
 CAPTURES = 4
 LINES = 6
-ROUNDS = 4
+ROUNDS = 3
 OLD_NUMBER = 9000
 """The number of an event that is old enough for retention to fold it."""
 DAY_S = 86_400
@@ -68,12 +68,12 @@ def settings(paths: Paths) -> Config:
     return load_config(paths, {}, system_file=Path("/nonexistent"))
 
 
-def run(home: Path, *, on_written: Callable[[list[int]], None] = lambda _: None) -> list[int]:
+def run(home: Path, *, rounds: int = ROUNDS, on_written: Callable[[list[int]], None] = lambda _: None) -> list[int]:
     """Run the workload as the daemon would, going on after StoreUnavailable; return the numbers that were written."""
     paths, clock = paths_of(home), FakeClock()
     intake: Intake | None = None
     written: list[int] = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         numbers = write_round(home, number)
         written += numbers
         on_written(numbers)

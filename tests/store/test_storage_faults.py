@@ -19,6 +19,7 @@ from tests.store.disk import Disk, make_disk
 
 FOR_GOOD = 1_000_000
 PARTS = 4
+ROUNDS = 4
 POINTS_MIN = {("ioerr", False): 500, ("full", False): 300, ("ioerr", True): 680, ("full", True): 440}
 """By kind of fault and whether the store is new: 2,000 points at least, each operation once and for good."""
 RANDOM_FAULTS_SOAK = 200_000
@@ -42,9 +43,9 @@ def attempt(disk: Disk, folder: Path, at: int, kind: str, length: int, *, new: b
         shutil.copytree(folder / "template", home)
     with disk.mounted():
         disk.aim(at, kind=kind, length=length)
-        wanted = reference.run(home)
+        wanted = reference.run(home, rounds=ROUNDS)
         found = disk.count, disk.hits
-    reference.assert_exactly_once(home, wanted, old=not new)
+    reference.assert_exactly_once(home, wanted, old=not new, rejected=ROUNDS)
     shutil.rmtree(home)
     return found
 

@@ -197,6 +197,24 @@ def test_the_checkpoint_does_not_move_when_the_insert_fails(rig: Rig, monkeypatc
     assert rig.tick().added == 3
 
 
+def test_the_checkpoint_is_not_committed_before_its_rows(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An offset without its rows would skip them for ever."""
+    from metricsd.errors import StoreUnavailable
+    from metricsd.store import events as events_module
+
+    def failing(*_: object, **__: object) -> None:
+        raise StoreUnavailable("disk full")
+
+    rig.shared(lines(rig, 0, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(events_module, "insert", failing)
+        with pytest.raises(StoreUnavailable):
+            rig.tick()
+    assert sources.load_all(rig.store) == {}
+    rig.restart()
+    assert rig.tick().added == 3
+
+
 def test_one_line_that_the_database_refuses_does_not_hold_up_the_file(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +89,26 @@ async def test_an_event_queue_that_lost_everything_is_made_good_by_the_rescan(
     assert await looks(Watcher(tmp_path, Settings(rescan_s=0.1)), asyncio.Event(), 4) >= 4
 
 
+async def test_a_spool_that_cannot_be_made_again_at_once_is_made_later(tmp_path: Path) -> None:
+    """Somebody removes the folder above at the same moment: the next look tries again."""
+    home = tmp_path / "state"
+    folder = home / "spool"
+    ensure_spool(folder)
+    stop = asyncio.Event()
+    async with asyncio.timeout(20):
+        seen = 0
+        async for _ in Watcher(folder, Settings(rescan_s=0.05)).wakes(stop):
+            seen += 1
+            if seen == 2:
+                home.rename(tmp_path / "away")
+                home.write_text("a file in its place")
+            if seen == 6:
+                home.unlink()
+            if seen > 6 and (folder / "new").is_dir():
+                stop.set()
+    assert (folder / "new").is_dir()
+
+
 async def test_polling_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then no event is asked for."""
 
@@ -115,7 +134,7 @@ def test_a_daemon_lives_through_lost_folders_and_lost_descriptors(tmp_path: Path
         later.mkdir()
         write(later, 1)
         wait_for(lambda: home.durations() == [1], "a folder that appeared later is read")
-        shutil.rmtree(home.spool)
+        home.spool.rename(tmp_path / "removed")
         wait_for(lambda: (home.spool / "new").is_dir(), "the spool is made again")
         write(home.spool, 2)
         wait_for(lambda: home.durations() == [1, 2], "a new spool in the place of the old is read")
