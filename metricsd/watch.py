@@ -37,6 +37,18 @@ log = structlog.get_logger("tail")
 _Watched = tuple[tuple[str, int, int], ...]
 
 
+class _Ending(asyncio.Event):
+    """Ends one watch, when the daemon stops or by itself: watchfiles sets the event that it is given when it is closed."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def is_set(self) -> bool:
+        """Return whether this watch, or the daemon, is at its end."""
+        return super().is_set() or self._stop.is_set()
+
+
 class Watcher:
     """Wakes the tail of one home."""
 
@@ -54,24 +66,31 @@ class Watcher:
             if self._must_poll(watched):
                 await _pause(stop, min(POLL_S, self._settings.rescan_s))
                 continue
-            retry_at = None
             try:
                 async with contextlib.aclosing(self._events(watched, stop)) as events:
                     async for _ in events:
                         yield
-                        if self._watched() != watched:
+                        if self._is_stale(watched):
                             # A folder appeared, went or was replaced: watch what is there now.
                             break
-            except OSError as error:
-                retry_at = asyncio.get_running_loop().time() + RETRY_EVENTS_S
-                if not self._failed:
-                    log.warning("watch.failed", reason=str(error), instead="polling")
-                self._failed = True
-            else:
                 self._failed = False
-            while retry_at is not None and not stop.is_set() and asyncio.get_running_loop().time() < retry_at:
+                continue
+            except OSError as error:
+                # A folder that went away just now is no failure of the watcher's.
+                if not self._is_stale(watched) and not self._failed:
+                    log.warning("watch.failed", reason=str(error), instead="polling")
+                    self._failed = True
+            retry_at = asyncio.get_running_loop().time() + RETRY_EVENTS_S
+            while not stop.is_set() and asyncio.get_running_loop().time() < retry_at:
                 await _pause(stop, min(POLL_S, self._settings.rescan_s))
                 yield
+                if self._is_stale(watched):
+                    break
+
+    def _is_stale(self, watched: _Watched) -> bool:
+        """Return whether there are other folders now than those; the spool is made again first."""
+        self._restore_spool()
+        return self._watched() != watched
 
     async def _events(self, watched: _Watched, stop: asyncio.Event) -> AsyncGenerator[None, None]:
         """Yield for file events and rescans, and once soon after the watch has begun."""
@@ -83,7 +102,7 @@ class Watcher:
             rust_timeout=int(self._settings.rescan_s * 1000),
             yield_on_timeout=True,
             recursive=False,
-            stop_event=stop,
+            stop_event=_Ending(stop),
         )
         async with contextlib.aclosing(changes):
             first = asyncio.ensure_future(anext(changes, None))

@@ -109,6 +109,21 @@ async def test_a_spool_that_cannot_be_made_again_at_once_is_made_later(tmp_path:
     assert (folder / "new").is_dir()
 
 
+async def test_a_watch_that_is_replaced_does_not_stop_the_daemon(tmp_path: Path) -> None:
+    """watchfiles sets the event it was given when it is closed; that must never be the daemon's own."""
+    later = tmp_path / "not" / "there" / "yet"
+    ensure_spool(tmp_path / "spool")
+    stop = asyncio.Event()
+    async with asyncio.timeout(20):
+        seen = 0
+        async for _ in Watcher(tmp_path / "spool", Settings(rescan_s=5, sources=(str(later),))).wakes(stop):
+            assert not stop.is_set()
+            seen += 1
+            later.mkdir(parents=True, exist_ok=True)
+            if seen == 4:
+                break
+
+
 async def test_polling_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then no event is asked for."""
 
