@@ -116,12 +116,14 @@ async def test_a_watch_that_is_replaced_does_not_stop_the_daemon(tmp_path: Path)
     stop = asyncio.Event()
     async with asyncio.timeout(20):
         seen = 0
-        async for _ in Watcher(tmp_path / "spool", Settings(rescan_s=5, sources=(str(later),))).wakes(stop):
+        async for _ in Watcher(tmp_path / "spool", Settings(rescan_s=0.5, sources=(str(later),))).wakes(stop):
             assert not stop.is_set()
             seen += 1
             later.mkdir(parents=True, exist_ok=True)
             if seen == 4:
                 break
+    assert seen == 4
+    assert not stop.is_set()
 
 
 async def test_polling_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
