@@ -194,7 +194,7 @@ class Disk:
         return self._code("shm") or int(self._files[file].real.shm_map(file, page, size, extend, out))
 
     def _patch_system(self, patch: pytest.MonkeyPatch) -> None:
-        real_open, real_unlink, real_replace = os.open, Path.unlink, Path.replace
+        real_open, real_unlink, real_replace = os.open, os.unlink, os.replace
 
         def opening(path: Any, flags: int, *rest: Any, **more: Any) -> int:
             if flags & os.O_CREAT:
@@ -208,20 +208,21 @@ class Disk:
                 self.note(Op("write", path, 0, Path(path).read_bytes()))
             self.note(Op("sync", path))
 
-        def unlinking(path: Path, missing_ok: bool = False) -> None:
+        # pathlib calls these two as well.
+        def unlinking(path: Any, *rest: Any, **more: Any) -> None:
             self._raise("os.unlink", path)
-            real_unlink(path, missing_ok)
+            real_unlink(path, *rest, **more)
             self.note(Op("delete", str(path)))
 
-        def replacing(path: Path, target: Any) -> Path:
+        def replacing(path: Any, target: Any) -> None:
             self._raise("os.rename", path)
             self.note(Op("rename", str(path), to=str(target)))
-            return real_replace(path, target)
+            real_replace(path, target)
 
         patch.setattr(os, "open", opening)
         patch.setattr(os, "fsync", syncing)
-        patch.setattr(Path, "unlink", unlinking)
-        patch.setattr(Path, "replace", replacing)
+        patch.setattr(os, "unlink", unlinking)
+        patch.setattr(os, "replace", replacing)
 
     def _raise(self, what: str, path: Any) -> None:
         if code := self._code(what):

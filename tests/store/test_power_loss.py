@@ -63,6 +63,8 @@ def recording() -> Iterator[Recording]:
 
     with disk.mounted():
         reference.run(home, on_written=written)
+    let_go = sum(op.what == "delete" and "/spool/new/" in op.path for op in disk.trace)
+    assert let_go == reference.ROUNDS * (reference.CAPTURES + 1), "unseen deletions prove nothing"
     yield Recording(base, disk.trace, home)
     shutil.rmtree(folder)
 
