@@ -2,7 +2,7 @@
 
 Prints the medians of interleaved runs at 2 KB, 64 KB and 1 MB, their ratio to the floor, the peak memory of the
 hook's processes, and whether the limits hold. A small C-like spawner is not needed: each child is timed with
-posix_spawn and wait4, and memory comes from a helper process that is itself smaller than what it measures.
+posix_spawn and wait4, and memory comes from a small process in between that is itself smaller than what it measures.
 """
 
 from __future__ import annotations
