@@ -13,12 +13,15 @@ import argparse
 import asyncio
 import gc
 import json
+import logging
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+import structlog
 
 from metricsd import conflict
 from metricsd.config import find_paths
@@ -117,6 +120,8 @@ def measure(count: int) -> dict[str, float]:
 
 def main() -> int:
     """Print the figures and return 1 if a limit is missed."""
+    # One line a batch belongs in a daemon's log, not between the figures.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conflicts", type=int, default=CONFLICTS)
     parser.add_argument("--json", action="store_true")
