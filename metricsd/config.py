@@ -2,8 +2,8 @@
 
 Every setting is a field of a section below, with its unit, bounds and meaning in `RULES`; unknown keys and wrong
 types are errors that name file, line, key and what was expected. The result is one frozen value. This module
-stays free of heavy imports: `metricsd status` reads it within its 60 ms. Secrets never live here (see
-`credentials.py` of the cloud client).
+stays free of heavy imports: `metricsd status` reads it within its 60 ms. Secrets never live here: the
+login lies in its own 0600 file (see `identity.py`).
 """
 
 from __future__ import annotations

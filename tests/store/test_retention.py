@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,22 +18,9 @@ from metricsd.store.ingest import Ingest
 from metricsd.store.retention import fold
 from tests.fakes import FakeClock
 from tests.samples import make_item
+from tests.users import NOBODY, as_nobody
 
 DAY_S = 86400
-NOBODY = 65534
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Give up root's rights for a moment; as a normal user nothing is to be given up."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def rollup_n(store: Store) -> int:

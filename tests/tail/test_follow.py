@@ -18,8 +18,7 @@ from metricsd.config import Tail as Settings
 from metricsd.store import quarantine, sources
 from tests.fakes import FakeClock
 from tests.tail.conftest import Rig
-
-NOBODY = 65534
+from tests.users import NOBODY, as_nobody
 
 
 def lines(rig: Rig, first: int, last: int) -> bytes:
@@ -100,19 +99,6 @@ def test_a_folder_that_cannot_be_listed_loses_no_checkpoint(rig: Rig, monkeypatc
         assert rig.tick() == (0, 0, 0, False)
     rig.shared(rig.line(2))
     assert rig.tick() == (2, 0, 0, False)
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Give up root's right to read everything, where the test runs as root."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_permission_lost_and_restored_loses_and_doubles_nothing(clock: FakeClock) -> None:
