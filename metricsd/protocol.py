@@ -228,6 +228,53 @@ class PolicyReply(Struct, kw_only=True):
     text: str
 
 
+class IdRange(Struct, kw_only=True):
+    """Event ids from `first` to `last`, both included, as 32 hex characters. Ids begin with their time."""
+
+    first: str
+    last: str
+
+
+class HaveRequest(Struct, kw_only=True, omit_defaults=True):
+    """`POST /have`, before a bulk upload: which events of this user are here already?
+
+    Whole ranges are compared by count and digest; where they differ, narrower ranges or single `ids` tell more.
+    """
+
+    device_id: str
+    ids: list[str] = []
+    ranges: list[IdRange] = []
+
+
+class RangeDigest(Struct, kw_only=True, omit_defaults=True):
+    """What a range holds: how many events, and BLAKE2b (16 bytes, hex) over their ids in ascending order, 16 bytes each.
+
+    `through` None: the whole range. Else the server stopped there (its id included): go on behind it.
+    """
+
+    count: int
+    digest: str
+    through: str | None = None
+
+
+class HaveReply(Struct, kw_only=True):
+    """`missing`: those of `ids` that are not here, in the order asked. `ranges`: one digest per range asked.
+
+    Ranges that the server did not come to are not answered: there are fewer digests than ranges then.
+    """
+
+    missing: list[str]
+    ranges: list[RangeDigest]
+
+
+class EraseReply(Struct, kw_only=True):
+    """`DELETE /devices/{id}/data`: what this call removed. Nothing is left to remove after the first."""
+
+    device_id: str
+    events: int
+    records: int
+
+
 class Opened(Struct, kw_only=True):
     """First event (`open`) of `GET /changes/stream`: everything up to `change` is to be pulled now."""
 

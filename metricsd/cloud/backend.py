@@ -9,52 +9,47 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from enum import StrEnum
 from typing import Protocol
 
 from msgspec import Struct
 
+from metricsd.cloud.access import Act, EnrolCode, NewDevice, Scope, Tenant, Token
 from metricsd.protocol import (
     ChangesReply,
     EventResult,
+    HaveReply,
+    HaveRequest,
     HelloReply,
     HelloRequest,
     RecordChange,
     RecordResult,
+    RecordState,
     WireEvent,
 )
 
-
-class Scope(StrEnum):
-    """What a token may do: make devices, act as one device, read a user's feed, administer a tenant."""
-
-    ENROL = "enrol"
-    DEVICE = "device"
-    READ = "read"
-    ADMIN = "admin"
-
-
-class Tenant(Struct, frozen=True):
-    """An organisation. `id` (16 hex characters) names its database; `key` is its 32-byte key for hashed names."""
-
-    id: str
-    name: str
-    key: bytes
-    created_at: int
-
-
-class Token(Struct, frozen=True, kw_only=True):
-    """A token without its secret: who it speaks for and until when (microseconds UTC)."""
-
-    id: str
-    hash: bytes
-    scope: Scope
-    tenant: Tenant
-    user: str
-    created_at: int
-    device: str | None = None
-    expires_at: int | None = None
-    revoked_at: int | None = None
+__all__ = [
+    "Backend",
+    "Directory",
+    "Enrolment",
+    "Erased",
+    "EventBatch",
+    "EventItem",
+    "EventOutcome",
+    "Exported",
+    "FeedQuery",
+    "News",
+    "PolicyShelf",
+    "RecordBatch",
+    "RecordItem",
+    "Scope",
+    "Tenant",
+    "TenantArchive",
+    "TenantPolicy",
+    "TenantStats",
+    "TenantStore",
+    "Token",
+    "Writer",
+]
 
 
 class Writer(Struct, frozen=True):
@@ -128,47 +123,74 @@ class News(Struct, frozen=True):
     writers: Mapping[tuple[str, str], int]
 
 
-class Directory(Protocol):
+class Erased(Struct, frozen=True):
+    """What was taken back of a device: events removed, and records turned into empty tombstones, by this call."""
+
+    events: int
+    records: int
+
+
+class Exported(Struct, frozen=True, kw_only=True):
+    """One event or record of a tenant, whose it is, and its change number, by which an export goes on."""
+
+    change: int
+    user: str
+    device: str
+    event: WireEvent | None = None
+    record: RecordState | None = None
+
+
+class TenantStats(Struct, frozen=True, kw_only=True):
+    """How much a tenant holds. `tombstones` are deleted records that still travel; `size_bytes` is as on disk."""
+
+    events: int
+    records: int
+    tombstones: int
+    size_bytes: int
+    change: int
+
+
+class Enrolment(Protocol):
+    """Making devices. Each method keeps its act in the audit log, in the same transaction."""
+
+    async def add_device(self, device: NewDevice, act: Act) -> None:
+        """Make a device and its token, and its user if new; durable on return."""
+        ...
+
+    async def try_code(self, code_id: str, now: int) -> EnrolCode | None:
+        """Take one of a code's attempts (`codes.ATTEMPTS_MAX`) and return the code, so that its secret is compared.
+
+        None when it is unknown, spent, revoked, expired at `now` or has no attempt left. The attempt is durable before
+        the answer, so that guesses in parallel, on any process, are counted all the same.
+        """
+        ...
+
+    async def redeem_code(self, code_id: str, device: NewDevice, act: Act) -> bool:
+        """Spend a code and make the device, in one transaction; False, and nothing is done, if it was spent meanwhile."""
+        ...
+
+    async def erase_device(self, tenant: Tenant, user: str | None, device_id: str, act: Act) -> bool:
+        """Note that a device's data is taken back, and end all its tokens; durable on return.
+
+        False, and nothing is done, when the tenant (and `user`, unless None) has no such device. A second time is True
+        and keeps no act.
+        """
+        ...
+
+
+class Directory(Enrolment, Protocol):
     """Tenants and tokens: the part that requests need."""
 
     async def find_token(self, digest: bytes) -> Token | None:
         """Return the token with this SHA-256, whatever its state; None if there is none."""
         ...
 
-    async def add_device(self, token: Token, device_id: str, name: str, parent: str | None, digest: bytes) -> None:
-        """Make a device of the token's user and a device token with this SHA-256; durable on return."""
-        ...
-
     async def live_tokens(self, ids: Sequence[str], now: int) -> set[str]:
-        """Return which of these tokens still count at `now`."""
+        """Return which of these tokens still count at `now`; none of a suspended tenant does."""
         ...
 
     async def ready(self) -> None:
         """Return when the directory answers; raise Refused (503) when it does not."""
-        ...
-
-
-class Registry(Protocol):
-    """Tenants and tokens: the part that administrators need."""
-
-    async def create_tenant(self, tenant: Tenant) -> bool:
-        """Store a tenant; False when the name is taken."""
-        ...
-
-    async def list_tenants(self) -> list[Tenant]:
-        """Return all tenants by name."""
-        ...
-
-    async def create_token(self, token: Token) -> None:
-        """Store a token, and its user if new."""
-        ...
-
-    async def list_tokens(self, tenant: str | None) -> list[Token]:
-        """Return the tokens of a tenant (by name) or of all, oldest first."""
-        ...
-
-    async def revoke_token(self, token_id: str, at: int) -> bool:
-        """End a token now; False when there is none with this id. A second time changes nothing."""
         ...
 
 
@@ -184,7 +206,36 @@ class PolicyShelf(Protocol):
         ...
 
 
-class TenantStore(PolicyShelf, Protocol):
+class TenantArchive(Protocol):
+    """What is asked of a tenant's data as a whole."""
+
+    async def have(self, writer: Writer, request: HaveRequest, rows_max: int) -> HaveReply:
+        """Return which of the user's events are here, looking at no more than `rows_max` rows for all ranges together.
+
+        Digest of a range: BLAKE2b with 16 bytes over its ids (16 bytes each) in ascending order; see `RangeDigest`.
+        """
+        ...
+
+    async def erase_device(self, user: str, device_id: str, now: int) -> Erased:
+        """Remove what a device wrote; durable on return. The same again removes what came in between, usually nothing.
+
+        Its events and stream positions go. A record whose last writer is the device and whose stamps are all of it
+        becomes an empty tombstone (no fields, no stamps, stamp above all of its own), the device's counters too, so
+        that other devices hear of it by the feed. From the first commit on every push of this device is refused with
+        403 `device_erased`, also one that was authenticated before. Work is done in transactions of bounded size.
+        """
+        ...
+
+    async def export(self, after: int, limit: int) -> list[Exported]:
+        """Return at most `limit` events and records behind the change number `after`, in order; [] at the end."""
+        ...
+
+    async def stats(self) -> TenantStats:
+        """Return how much there is."""
+        ...
+
+
+class TenantStore(PolicyShelf, TenantArchive, Protocol):
     """One tenant's data. Methods raise Refused for what the protocol refuses as a whole."""
 
     async def hello(self, writer: Writer, request: HelloRequest, now: int) -> HelloReply:

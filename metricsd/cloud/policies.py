@@ -7,7 +7,8 @@ this cloud. It is data: a `custom` rule can only name a plug-in that a device ha
 from __future__ import annotations
 
 from metricsd.clock import Clock
-from metricsd.cloud.backend import Backend, Registry, TenantPolicy
+from metricsd.cloud.backend import Backend, TenantPolicy
+from metricsd.cloud.registry import Registry
 from metricsd.cloud.tenants import find_tenant
 from metricsd.errors import UsageError
 from metricsd.policy import parse

@@ -11,8 +11,9 @@ import secrets
 
 from metricsd.clock import Clock
 from metricsd.cloud.auth import check_device, digest_of, new_token
-from metricsd.cloud.backend import Directory, Registry, Scope, Tenant, Token
+from metricsd.cloud.backend import Directory, Scope, Tenant, Token
 from metricsd.cloud.problems import refuse
+from metricsd.cloud.registry import Registry
 from metricsd.errors import UsageError
 from metricsd.ids import new_device_id
 from metricsd.protocol import EnrolReply, EnrolRequest
