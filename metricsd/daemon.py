@@ -26,6 +26,7 @@ from metricsd.control import socket_path
 from metricsd.control_server import ControlServer
 from metricsd.errors import EXIT_FAILED, MetricsdError, StoreUnavailable
 from metricsd.intake import open_intake
+from metricsd.notify import Notifier
 from metricsd.policy import Layers, places_of
 from metricsd.schedule import Chore, Schedule
 from metricsd.store import conflict_log, outbox
@@ -89,6 +90,8 @@ class Daemon:
         self._ready = False
         self._store_trouble: str | None = None
         self._sync_failed = False
+        self._last_round = "hybrid: not synced yet"
+        self._notifier = Notifier.from_environment(os.environ)
         self._policies = Layers(places_of(paths), keep=True)
         self._policy_told: dict[str, object] = {}
         self._schedule = Schedule(config, self._sync_due)
@@ -133,6 +136,7 @@ class Daemon:
 
         async def remember(report: Report) -> None:
             await self._writer.run(remember_mode, store, report)
+            self._last_round = f"{report.mode}: {report.error.message if report.error else 'synced'}"
             if report.ok and self._sync_failed:
                 realtime.note_recovery()
             self._sync_failed = not report.ok
@@ -166,6 +170,8 @@ class Daemon:
         if find_obstacle(self._config.sync) is None:
             tasks.append(begin("realtime", self._opened.realtime.loop()))
         self._ready = True
+        if self._notifier.listens:
+            tasks.append(begin("notify", self._notifier.loop(self._in_words)))
         log.info("daemon.started", pid=os.getpid(), version=__version__)
         return tasks
 
@@ -184,6 +190,7 @@ class Daemon:
     async def _shut_down(self) -> None:
         """End in order: stop intake, drain, checkpoint, close. Tasks have ended when this is called."""
         self._ready = False
+        self._notifier.stopping()
         self._force_later()
         self._schedule.stop()
         await self._control.close()
@@ -316,6 +323,12 @@ class Daemon:
     def _sync_due(self) -> None:
         if self._parts is not None:
             self._parts.syncing.want()
+
+    def _in_words(self) -> str:
+        """Return mode and reason in one line, for the service manager."""
+        if self._store_trouble is not None:
+            return f"degraded: {self._store_trouble}"
+        return self._last_round if self._paths.credentials.exists() else "local_only: not logged in"
 
     async def _on_ping(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return {"ready": self._ready, "pid": os.getpid()}
