@@ -222,14 +222,14 @@ MUTANTS = (
         "the cloud answers before the commit",
         "metricsd/cloud/sqlite_group.py",
         "            transaction.commit()\n        except",
-        "            for job in running:\n                _settle(job)\n            transaction.commit()\n        except",
+        "            _settle(running)\n            transaction.commit()\n        except",
         "tests/cloud/test_group_commit.py::test_a_failed_commit_fails_all_of_its_group_and_nobody_else",
     ),
     Mutant(
         "the base of a record is not compared",
-        "metricsd/cloud/sqlite_records.py",
-        "        if change.type != COUNTERS and change.base_rev != current.rev:\n",
-        "        if change.type != COUNTERS and change.base_rev is None:\n",
+        "metricsd/cloud/comparing.py",
+        "    if change.type != COUNTERS and change.base_rev != current.rev:\n",
+        "    if change.type != COUNTERS and change.base_rev is None:\n",
         "tests/cloud/test_records.py::test_a_push_on_an_old_base_gets_the_current_version_and_changes_nothing",
     ),
     Mutant(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from metricsd.cloud.sqlite_records import STAMP_AHEAD_MS_MAX
+from metricsd.cloud.comparing import STAMP_AHEAD_MS_MAX
 from metricsd.hlc import Stamp, parse_stamp
 from tests.cloud.support import CloudUnderTest, Json
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metricsd.cloud.sqlite_records import EXPIRED_MAX, TOMBSTONE_DAYS
+from metricsd.cloud.comparing import EXPIRED_MAX, TOMBSTONE_DAYS
 from metricsd.hlc import Stamp
 from tests.cloud.support import CloudUnderTest, Device, Json, problem
 from tests.fakes import FakeClock

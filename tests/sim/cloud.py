@@ -10,7 +10,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any, NamedTuple
 
-from metricsd.cloud.sqlite_records import STAMP_AHEAD_MS_MAX
+from metricsd.cloud.comparing import STAMP_AHEAD_MS_MAX
 from metricsd.cloud.wiretext import parse_revision, revision_text
 from metricsd.conflict import Version
 from metricsd.hlc import Stamp
