@@ -7,7 +7,6 @@ any number of processes can serve one database. It sends no CORS headers: no web
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -20,74 +19,28 @@ from litestar.response.base import ASGIResponse
 import metricsd
 from metricsd.clock import Clock, SystemClock
 from metricsd.cloud import ingest, tenants
-from metricsd.cloud.auth import authenticate, check_device
-from metricsd.cloud.backend import Backend, FeedQuery, Scope, Token, Writer
-from metricsd.cloud.budget import Budget, Share
+from metricsd.cloud.backend import Backend, Scope
+from metricsd.cloud.cloudlet import Cloudlet
+from metricsd.cloud.direct import Direct
 from metricsd.cloud.event_stream import EventStream
-from metricsd.cloud.metrics import Metrics
 from metricsd.cloud.openapi import document
-from metricsd.cloud.problems import MEDIA_TYPE, Refused, body_of, refuse
+from metricsd.cloud.problems import MEDIA_TYPE, Refused, body_of, headers_of, refuse
 from metricsd.cloud.shell import Shell
-from metricsd.cloud.streams import Streams
 from metricsd.config import Cloud
 from metricsd.protocol import (
     PREFIX,
     PROTOCOL_VERSION,
     Capabilities,
     EnrolRequest,
-    HelloRequest,
     PolicyReply,
     Problem,
-    PushEventsReply,
-    PushRecordsReply,
 )
 
 Req = Request[Any, Any, State]
 
-BODY_TIMEOUT_S = 30.0
-"""A body must have arrived by then: 4 MB at 140 KB/s."""
-INFLATE_ASIDE_BYTES = 64 * 1024
-"""Larger bodies are inflated and decoded in a thread, so that they do not hold up the others."""
-INFLATING_MAX = 2
-"""Bodies that are inflated at once: bounds what hostile ones can claim to two times `inflated_bytes_max`."""
 FEATURES = ["zstd", "gzip", "unsequenced", "stream", "policy"]
-CURSOR_CHARS_MAX = 64
 
 log = structlog.get_logger("cloud")
-
-
-class Cloudlet:
-    """What the handlers share: backend, limits, clock, budget, open streams and counters of one process."""
-
-    def __init__(self, backend: Backend, settings: Cloud, clock: Clock) -> None:
-        self.backend = backend
-        self.settings = settings
-        self.clock = clock
-        self.budget = Budget()
-        self.metrics = Metrics()
-        self.inflating = asyncio.Semaphore(INFLATING_MAX)
-        self.streams = Streams(backend, settings, clock)
-
-    async def token(self, request: Req, *scopes: Scope) -> Token:
-        """Return the request's token if it is valid and of one of `scopes`."""
-        authorization = request.headers.get("authorization")
-        return await authenticate(self.backend.directory, authorization, self.clock.now_us(), *scopes)
-
-    async def body(self, request: Req, share: Share) -> bytes:
-        """Return the inflated body, held in `share`."""
-        length = request.headers.get("content-length", "")
-        declared = int(length) if length.isdecimal() and len(length) < 20 else None
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                raw = await ingest.read_raw(request.stream(), declared, self.settings, share)
-        except TimeoutError:
-            raise refuse(408, "slow_body", f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-        self.metrics.received(len(raw))
-        encoding = request.headers.get("content-encoding", "")
-        if len(raw) < INFLATE_ASIDE_BYTES and not encoding:
-            return ingest.inflate(raw, encoding, self.settings, share)
-        async with self.inflating:
-            return await asyncio.to_thread(ingest.inflate, raw, encoding, self.settings, share)
 
 
 def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) -> Shell:
@@ -100,10 +53,6 @@ def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) ->
         route_handlers=[
             capabilities,
             devices,
-            hello,
-            push_events,
-            push_records,
-            changes,
             stream_changes,
             policy,
             healthz,
@@ -118,7 +67,7 @@ def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) ->
         # Bodies are bounded by our own limit, which is a setting.
         request_max_body_size=None,
     )
-    return Shell(inner, cloudlet.metrics, on_drain=cloudlet.streams.drain)
+    return Shell(Direct(inner, cloudlet), cloudlet.metrics, on_drain=cloudlet.streams.drain)
 
 
 @get(f"{PREFIX}/capabilities")
@@ -155,65 +104,6 @@ async def devices(request: Req) -> Response[bytes]:
         body = await cloudlet.body(request, share)
         wanted = ingest.parse_small(body, EnrolRequest, cloudlet.settings)
     return _answer(await tenants.enrol(cloudlet.backend.directory, token, wanted))
-
-
-@post(f"{PREFIX}/hello", status_code=200)
-async def hello(request: Req) -> Response[bytes]:
-    """Compare what the device and the cloud know of the device's stream."""
-    cloudlet = _cloudlet(request)
-    token = await cloudlet.token(request, Scope.DEVICE)
-    with cloudlet.budget.share() as share:
-        body = await cloudlet.body(request, share)
-        said = ingest.parse_small(body, HelloRequest, cloudlet.settings)
-    check_device(token, said.device_id)
-    ingest.check_hello(said)
-    async with cloudlet.backend.tenant(token.tenant) as store:
-        return _answer(await store.hello(_writer(token), said, cloudlet.clock.now_us()))
-
-
-@post(f"{PREFIX}/events", status_code=200)
-async def push_events(request: Req) -> Response[bytes]:
-    """Store events of the device's stream, or unsequenced ones."""
-    cloudlet = _cloudlet(request)
-    token = await cloudlet.token(request, Scope.DEVICE)
-    sequenced = not _flag(request, "unsequenced")
-    with cloudlet.budget.share() as share:
-        body = await cloudlet.body(request, share)
-        batch = await _aside(len(body), ingest.parse_events, body, cloudlet.settings, sequenced)
-        check_device(token, batch.device_id)
-        async with cloudlet.backend.tenant(token.tenant) as store:
-            outcome = await store.push_events(_writer(token), batch)
-    cloudlet.streams.wake(token.tenant)
-    cloudlet.metrics.items("events", (result.status for result in outcome.results))
-    now = cloudlet.clock.now_us()
-    return _answer(PushEventsReply(results=outcome.results, acked_through=outcome.acked_through, server_time=now))
-
-
-@post(f"{PREFIX}/records", status_code=200)
-async def push_records(request: Req) -> Response[bytes]:
-    """Compare and set records."""
-    cloudlet = _cloudlet(request)
-    token = await cloudlet.token(request, Scope.DEVICE)
-    with cloudlet.budget.share() as share:
-        body = await cloudlet.body(request, share)
-        batch = await _aside(len(body), ingest.parse_records, body, cloudlet.settings)
-        check_device(token, batch.device_id)
-        now = cloudlet.clock.now_us()
-        async with cloudlet.backend.tenant(token.tenant) as store:
-            results = await store.push_records(_writer(token), batch, now)
-    cloudlet.streams.wake(token.tenant)
-    cloudlet.metrics.items("records", (result.status for result in results))
-    return _answer(PushRecordsReply(results=results, server_time=now))
-
-
-@get(f"{PREFIX}/changes")
-async def changes(request: Req) -> Response[bytes]:
-    """Return the next page of what the user's other devices changed."""
-    cloudlet = _cloudlet(request)
-    token = await cloudlet.token(request, Scope.DEVICE, Scope.READ, Scope.ADMIN)
-    query = _feed_query(request, cloudlet.settings.page_max)
-    async with cloudlet.backend.tenant(token.tenant) as store:
-        return _answer(await store.changes(_writer(token), query, cloudlet.clock.now_us()))
 
 
 @get(f"{PREFIX}/changes/stream")
@@ -276,39 +166,8 @@ def _cloudlet(request: Req) -> Cloudlet:
     return cloudlet
 
 
-def _writer(token: Token) -> Writer:
-    return Writer(token.user, token.device)
-
-
 def _answer(reply: msgspec.Struct) -> Response[bytes]:
     return Response(msgspec.json.encode(reply), media_type="application/json")
-
-
-async def _aside(size: int, parse: Any, body: bytes, settings: Cloud, sequenced: bool | None = None) -> Any:
-    """Decode a large body in a thread, a small one here."""
-    options = {} if sequenced is None else {"sequenced": sequenced}
-    if size < INFLATE_ASIDE_BYTES:
-        return parse(body, settings, **options)
-    return await asyncio.to_thread(parse, body, settings, **options)
-
-
-def _flag(request: Req, name: str) -> bool:
-    value = request.query_params.get(name, "0")
-    if value not in ("0", "1"):
-        raise refuse(400, "bad_request", f"{name} is 0 or 1")
-    return bool(value == "1")
-
-
-def _feed_query(request: Req, page_max: int) -> FeedQuery:
-    cursor = request.query_params.get("cursor", "")
-    limit = request.query_params.get("limit", str(page_max))
-    only = request.query_params.get("only")
-    # A longer number than 18 digits is cut, not converted: it is above every bound anyway.
-    if not (limit.isascii() and limit.isdecimal() and (wanted := int(limit[:18])) > 0):
-        raise refuse(400, "bad_request", "limit is a number from 1", limit="page_max")
-    if only not in (None, "records"):
-        raise refuse(400, "bad_request", "only is records, or not given")
-    return FeedQuery(cursor[:CURSOR_CHARS_MAX], min(wanted, page_max), only == "records")
 
 
 def _on_refused(_: Req, error: Refused) -> Response[bytes]:
@@ -338,9 +197,5 @@ def _on_fault(request: Req, error: Exception) -> Response[bytes]:
 
 
 def _problem(problem: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:
-    extra = dict(headers or {})
-    if problem.retry_after_s is not None:
-        extra["retry-after"] = str(max(1, round(problem.retry_after_s)))
-    if problem.status == 401:
-        extra["www-authenticate"] = "Bearer"
+    extra = {**headers_of(problem), **(headers or {})}
     return Response(body_of(problem), media_type=MEDIA_TYPE, status_code=problem.status, headers=extra)

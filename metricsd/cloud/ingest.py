@@ -8,11 +8,11 @@ neighbours with it. Behind this module nothing is checked again.
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import msgspec
 import zstandard
+from litestar.types import Receive
 
 from metricsd.cloud.backend import EventBatch, EventItem, RecordBatch, RecordItem
 from metricsd.cloud.budget import Share
@@ -58,25 +58,42 @@ _BRACKETS = bytes.maketrans(b"[{]}", b"(())")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-async def read_raw(chunks: AsyncIterator[bytes], declared: int | None, settings: Cloud, share: Share) -> bytes:
+async def read_raw(receive: Receive, declared: int | None, settings: Cloud, share: Share) -> bytes:
     """Return the body as received; raise 413 above `body_bytes_max`, 503 when this process holds too many."""
     limit = settings.body_bytes_max
     if declared is not None and declared > limit * DISCARDED_BODIES:
         raise too_large("body_bytes_max", limit)
-    body = bytearray()
-    size = 0
-    async for chunk in chunks:
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more and size <= limit * DISCARDED_BODIES:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise refuse(400, "hung_up", "the client hung up before its body had arrived")
+        chunk, more = message["body"], message["more_body"]
         size += len(chunk)
-        if size > limit * DISCARDED_BODIES:
-            break
         if size > limit:
-            body.clear()
+            parts.clear()
             continue
         share.take(len(chunk))
-        body += chunk
+        parts.append(chunk)
     if size > limit:
         raise too_large("body_bytes_max", limit)
-    return bytes(body)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def is_small(raw: bytes, encoding: str, limit: int) -> bool:
+    """Return whether a body is certainly not longer than `limit` once inflated, by what its head declares."""
+    match encoding.strip().lower():
+        case "" | "identity":
+            return len(raw) < limit
+        case "zstd":
+            try:
+                # -1: the frame does not say. One that lies is stopped by the decoder.
+                return len(raw) < limit and 0 <= zstandard.frame_content_size(raw) < limit
+            except zstandard.ZstdError:
+                return False
+        case _:
+            return False
 
 
 def inflate(raw: bytes, encoding: str, settings: Cloud, share: Share) -> bytes:

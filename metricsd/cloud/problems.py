@@ -71,6 +71,16 @@ def too_large(limit: str, bound: int) -> Refused:
     return refuse(413, "too_large", f"more than {bound}", limit=limit)
 
 
+def headers_of(problem: Problem) -> dict[str, str]:
+    """Return what a problem says in headers: when to come back, how to authenticate."""
+    headers: dict[str, str] = {}
+    if problem.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(problem.retry_after_s)))
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
 def body_of(problem: Problem) -> bytes:
     """Return the problem document as JSON."""
     return msgspec.json.encode(problem)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from metricsd.cloud.problems import busy
 from metricsd.schema import Step, apply_steps, pending_steps, version_of
@@ -92,19 +92,36 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+class TermIds(dict[str | None, int | None]):
+    """Numbers of texts, learned when asked for; None stays None. A hit costs one look into a dictionary."""
+
+    def __init__(self, learn: Callable[[str], int]) -> None:
+        super().__init__({None: None})
+        self._learn = learn
+
+    def __missing__(self, text: str | None) -> int | None:
+        # None is always there, so what is missing is a text.
+        number = self[text] = self._learn(str(text))
+        return number
+
+    def forget_all(self) -> None:
+        """Forget every text; each is looked up again."""
+        self.clear()
+        self[None] = None
+
+
 class Terms:
     """Interned texts of one connection. Rows of `term` are never changed, so remembering them is always right."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._ids: dict[str, int] = {}
+        self.ids = TermIds(self._learn)
         self._texts: dict[int, str] = {}
         self._new: list[str] = []
 
     def id_of(self, text: str) -> int:
         """Return the number of a text, giving it one inside the open transaction if it has none."""
-        found = self._ids.get(text)
-        return found if found is not None else self._learn(text)
+        return cast(int, self.ids[text])
 
     def find(self, text: str) -> int | None:
         """Return the number of a text, None if it has none. For readers."""
@@ -124,7 +141,7 @@ class Terms:
     def forget_new(self, keep: int = 0) -> None:
         """Forget what was learned after the first `keep` texts of this transaction: it was rolled back."""
         for text in self._new[keep:]:
-            self._ids.pop(text, None)
+            self.ids.pop(text, None)
             # The number may be given to another text now.
             self._texts.clear()
         del self._new[keep:]
@@ -136,15 +153,14 @@ class Terms:
     def settle(self) -> None:
         """Take what was learned as lasting: the transaction was committed."""
         self._new.clear()
-        if len(self._ids) > TERMS_MAX:
-            self._ids.clear()
+        if len(self.ids) > TERMS_MAX:
+            self.ids.forget_all()
 
     def _learn(self, text: str) -> int:
         number = self.find(text)
         if number is None:
             number = int(self._db.execute("INSERT INTO term (text) VALUES (?) RETURNING id", (text,)).fetchone()[0])
             self._new.append(text)
-        self._ids[text] = number
         return number
 
 

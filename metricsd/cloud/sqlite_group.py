@@ -1,8 +1,8 @@
 """Group commit: the one thread of a process that writes a tenant's file.
 
 Requests that arrive together share one transaction and one fsync; each runs in a savepoint of its own, so that a bad
-one never fails its neighbours, and is answered only after the COMMIT. The queue is bounded: a full one refuses with
-503 instead of growing.
+one never fails its neighbours, and is answered only after the COMMIT. The queue is bounded in requests and in items,
+so that whoever is let in is answered within seconds; a full one refuses with 503 at once instead of growing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
 from metricsd.cloud.problems import Refused, busy
@@ -23,6 +22,8 @@ from metricsd.cloud.sqlite_file import Terms, as_refusal
 T = TypeVar("T")
 
 WRITE_QUEUE_MAX = 256
+QUEUE_ITEMS_MAX = 50_000
+"""Items that wait: one to two seconds of work, after which a client would rather come back than wait."""
 GROUP_ITEMS_MAX = 10_000
 """Items in one transaction: bounds how long a small request waits behind large ones (about 0.2 s)."""
 
@@ -84,16 +85,16 @@ class _Job:
 
     __slots__ = ("answer", "error", "future", "items", "work")
 
-    def __init__(self, work: Callable[[Transaction], Any], items: int) -> None:
+    def __init__(self, work: Callable[[Transaction], Any], items: int, future: asyncio.Future[Any]) -> None:
         self.work = work
         self.items = items
-        self.future: Future[Any] = Future()
+        self.future = future
         self.answer: Any = None
         self.error: BaseException | None = None
 
 
 class GroupWriter:
-    """The one thread that writes a file of this process."""
+    """The one thread that writes a file of this process. `write` belongs to one event loop."""
 
     def __init__(self, db: sqlite3.Connection, *, delay_s: float, name: str) -> None:
         self.commits = 0
@@ -101,20 +102,24 @@ class GroupWriter:
         self._db = db
         self._terms = Terms(db)
         self._delay_s = delay_s
-        self._queue: queue.Queue[_Job | None] = queue.Queue(WRITE_QUEUE_MAX)
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # Each of the two is written by one thread alone; their difference is what waits.
+        self._items_offered = 0
+        self._items_taken = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name=f"write-{name}", daemon=True)
         self._thread.start()
 
     async def write(self, work: Callable[[Transaction], T], *, items: int) -> T:
         """Return the job's result once it is durable; raise what it raised, or 503 when the queue is full."""
-        job = _Job(work, items)
-        try:
-            self._queue.put_nowait(job)
-        except queue.Full:
-            raise busy("the write queue is full") from None
-        result: T = await asyncio.wrap_future(job.future)
-        return result
+        waiting = self._items_offered - self._items_taken
+        # One request of any size may always wait: a limit on items must not shut out the largest.
+        if self._queue.qsize() >= WRITE_QUEUE_MAX or (waiting and waiting + items > QUEUE_ITEMS_MAX):
+            raise busy("the write queue is full")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._items_offered += items
+        self._queue.put(_Job(work, items, future))
+        return await future
 
     def close(self) -> None:
         """Finish what is queued, then close the connection. Blocks for as long as that takes."""
@@ -149,11 +154,12 @@ class GroupWriter:
                 break
             group.append(job)
             items += job.items
+        self._items_taken += items
         return group
 
     def _commit(self, group: list[_Job]) -> None:
         # A request whose client has gone is not run; one that has started is finished.
-        running = [job for job in group if job.future.set_running_or_notify_cancel()]
+        running = [job for job in group if not job.future.cancelled()]
         transaction = Transaction(self._db, self._terms)
         try:
             transaction.begin()
@@ -166,8 +172,7 @@ class GroupWriter:
                 job.error = as_refusal(error)
         self.commits += 1
         self.jobs += len(running)
-        for job in running:
-            _settle(job)
+        _settle(running)
 
     @staticmethod
     def _run_one(transaction: Transaction, job: _Job) -> None:
@@ -182,12 +187,23 @@ class GroupWriter:
             job.error = as_refusal(error)
 
 
-def _settle(job: _Job) -> None:
+def _settle(jobs: list[_Job]) -> None:
+    """Hand the answers over: one call into the event loop for the whole group, because each one wakes it up."""
+    if not jobs:
+        return
     try:
+        jobs[0].future.get_loop().call_soon_threadsafe(_answer, jobs)
+    except RuntimeError:
+        # The loop of the waiting requests has ended; the writes themselves are done.
+        return
+
+
+def _answer(jobs: list[_Job]) -> None:
+    for job in jobs:
+        if job.future.done():
+            # Its client has gone meanwhile.
+            continue
         if job.error is not None:
             job.future.set_exception(job.error)
         else:
             job.future.set_result(job.answer)
-    except (InvalidStateError, RuntimeError):
-        # The loop of the waiting request has ended; the write itself is done.
-        return

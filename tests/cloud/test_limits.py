@@ -19,7 +19,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metricsd.cloud import app as app_module
+from metricsd.cloud import cloudlet as cloudlet_module
 from metricsd.cloud import ingest
 from metricsd.cloud.budget import Budget
 from metricsd.cloud.ingest import depth_exceeds
@@ -289,7 +289,7 @@ async def test_a_truncated_zstd_body_stores_nothing(cloud: CloudUnderTest) -> No
 
 async def test_a_body_that_does_not_come_is_given_up(cloud: CloudUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
     """408 after the deadline."""
-    monkeypatch.setattr(app_module, "BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(cloudlet_module, "BODY_TIMEOUT_S", 0.05)
     device = await cloud.device()
 
     async def chunks() -> AsyncIterator[bytes]:

@@ -1,0 +1,81 @@
+"""What the handlers of one process share: backend, limits, clock, budget, open streams and counters.
+
+A request enters through `token`, which says who asks and counts it, and `body`, which bounds what is sent before it
+is held. Handlers of either kind, the framework's and the direct ones, use the same two and nothing else of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from litestar.types import HTTPScope, Receive
+
+from metricsd.clock import Clock
+from metricsd.cloud import ingest
+from metricsd.cloud.auth import authenticate
+from metricsd.cloud.backend import Backend, Scope, Token
+from metricsd.cloud.budget import Budget, Share
+from metricsd.cloud.metrics import Metrics
+from metricsd.cloud.problems import refuse
+from metricsd.cloud.streams import Streams
+from metricsd.config import Cloud
+
+BODY_TIMEOUT_S = 30.0
+"""A body must have arrived by then: 4 MB at 140 KB/s."""
+INFLATE_ASIDE_BYTES = 64 * 1024
+"""Larger bodies are inflated and decoded in a thread, so that they do not hold up the others."""
+INFLATING_MAX = 2
+"""Bodies that are inflated at once: bounds what hostile ones can claim to two times `inflated_bytes_max`."""
+
+
+class Incoming(Protocol):
+    """A request, whoever made it: the framework's, or a direct handler's."""
+
+    @property
+    def scope(self) -> HTTPScope: ...
+
+    @property
+    def receive(self) -> Receive: ...
+
+
+class Cloudlet:
+    """What the handlers share, in one process."""
+
+    def __init__(self, backend: Backend, settings: Cloud, clock: Clock) -> None:
+        self.backend = backend
+        self.settings = settings
+        self.clock = clock
+        self.budget = Budget()
+        self.metrics = Metrics()
+        self.inflating = asyncio.Semaphore(INFLATING_MAX)
+        self.streams = Streams(backend, settings, clock)
+
+    async def token(self, incoming: Incoming, *scopes: Scope) -> Token:
+        """Return the request's token if it is valid and of one of `scopes`."""
+        authorization = header_of(incoming.scope, b"authorization")
+        return await authenticate(self.backend.directory, authorization, self.clock.now_us(), *scopes)
+
+    async def body(self, incoming: Incoming, share: Share) -> bytes:
+        """Return the inflated body, held in `share`."""
+        length = header_of(incoming.scope, b"content-length")
+        declared = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else None
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                raw = await ingest.read_raw(incoming.receive, declared, self.settings, share)
+        except TimeoutError:
+            raise refuse(408, "slow_body", f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+        self.metrics.received(len(raw))
+        encoding = header_of(incoming.scope, b"content-encoding")
+        if ingest.is_small(raw, encoding, INFLATE_ASIDE_BYTES):
+            return ingest.inflate(raw, encoding, self.settings, share)
+        async with self.inflating:
+            return await asyncio.to_thread(ingest.inflate, raw, encoding, self.settings, share)
+
+
+def header_of(scope: HTTPScope, name: bytes) -> str:
+    """Return the first header of a lower-case name, "" without one."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return ""
