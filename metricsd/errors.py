@@ -12,6 +12,7 @@ do next. `retryable` and `exit_code` belong to the class, so that no caller deci
     ├── LineRejected             one line of input, to quarantine; carries a stable `reason`
     ├── StoreError
     │   ├── StoreUnavailable     retryable: full, read-only, locked
+    │   │   └── SpoolUnavailable the store is well, the folder of the captures is not
     │   ├── StoreCorrupt
     │   └── SchemaTooNew
     ├── CloudError
@@ -22,10 +23,13 @@ do next. `retryable` and `exit_code` belong to the class, so that no caller deci
     │   │   └── CursorExpired    this device was away for longer than deletions are kept
     │   ├── StreamForked         another device wrote under our identity
     │   └── AuthError            exit 5
-    └── HooksError
+    ├── HooksError
+    └── ServiceError
 """
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -88,8 +92,12 @@ class StoreUnavailable(StoreError):
     retryable = True
 
 
+class SpoolUnavailable(StoreUnavailable):
+    """A capture is stored and cannot be deleted; repair the permissions of the spool, nothing is doubled meanwhile."""
+
+
 class StoreCorrupt(StoreError):
-    """The local store is damaged; stop the daemon and put the newest file of the backups folder in its place."""
+    """The local store is damaged; start the daemon with `metricsd up`, it repairs the store."""
 
 
 class SchemaTooNew(StoreError):
@@ -100,10 +108,30 @@ class CloudError(MetricsdError):
     """The cloud answered with an error."""
 
 
+class Fault(StrEnum):
+    """How a cloud cannot be reached."""
+
+    REFUSED = "refused"
+    RESET = "reset"
+    NAME = "name"
+    TLS = "tls"
+    NOT_OURS = "not_ours"
+    """Somebody answers who is no metricsd cloud: a captive portal, a proxy, a wrong address."""
+    SILENT = "silent"
+    """A probe got no answer."""
+    TIMEOUT = "timeout"
+    SERVER = "server"
+    OTHER = "other"
+
+
 class CloudUnreachable(CloudError):
     """The cloud cannot be reached; events are kept and sent when it is back."""
 
     retryable = True
+
+    def __init__(self, message: str | None = None, fault: Fault = Fault.OTHER) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class CloudBusy(CloudError):
@@ -149,3 +177,7 @@ class AuthError(CloudError):
 
 class HooksError(MetricsdError):
     """The tool's settings could not be changed; they are as they were."""
+
+
+class ServiceError(MetricsdError):
+    """The service manager refused; `metricsd up` starts the daemon without one."""

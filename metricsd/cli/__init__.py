@@ -22,6 +22,7 @@ COMMANDS: dict[str, Entry] = {
     "down": Entry("metricsd.cli.updown:down", "Stop the daemon and wait until it has ended."),
     "status": Entry("metricsd.cli.app:status", "Show what runs, what waits, and why sync is off if it is."),
     "sync": Entry("metricsd.cli.sync:sync", "Sync with the cloud now and say what moved."),
+    "mode": Entry("metricsd.cli.mode:mode", "Show the failover mode and why; force one, or let it be automatic."),
     "record": Entry("metricsd.cli.record:record", "Write one event into the spool, as a hook does."),
     "demo": Entry("metricsd.cli.demo:demo", "Show it all in a throw-away home: two devices, a cloud, an outage."),
     "hooks": Entry("metricsd.cli.hooks:hooks", "Register the capture hook with AI tools."),
@@ -35,6 +36,8 @@ COMMANDS: dict[str, Entry] = {
         "metricsd.cli.conflicts:conflicts", "See records that two devices changed; bring back what lost."
     ),
     "policy": Entry("metricsd.cli.policy:policy", "See, check and try conflict policies."),
+    "service": Entry("metricsd.cli.service:service", "Have the daemon started at login."),
+    "legacy": Entry("metricsd.cli.legacy:legacy", "Convert records of the older system."),
     "logs": Entry("metricsd.cli.logs:logs", "Show the daemon's log."),
     "cloud": Entry("metricsd.cli.cloud:cloud", "Serve a cloud; tenants and tokens."),
 }

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import click
 
-from metricsd import control
+from metricsd import __version__, control
 from metricsd.config import Daemon, Paths, find_paths, load_config
 from metricsd.errors import ConfigError, DaemonNotRunning, MetricsdError
 from metricsd.instance import Holder, find_holder
+from metricsd.service.find import find_installed, find_manager
+from metricsd.service.unit import WITH_CLOUD
 
 READY_TIMEOUT_S = 30.0
 PING_TIMEOUT_S = 1.0
@@ -41,19 +43,32 @@ _OUTPUT_BYTES_MAX = 4096
     help="Seconds to wait.",
 )
 def up(with_cloud: bool, timeout_s: float) -> None:
-    """Start the daemon in the background and wait until it is ready."""
+    """Start the daemon in the background and wait until it is ready.
+
+    An installed service is started; a daemon of an older version is replaced.
+    """
     paths = find_paths()
     load_config(paths)
     deadline = time.monotonic() + timeout_s
     holder = find_holder(paths.lock)
     if holder is not None and holder.role == "daemon":
-        _wait_ready(paths, None, deadline)
-        click.echo(f"metricsd already runs (pid {holder.pid})")
-        return
-    output = _output_file(paths)
-    process = start_detached(paths, output, with_cloud=with_cloud)
-    _wait_ready(paths, process, deadline)
-    click.echo(f"metricsd runs (pid {process.pid}); `metricsd status` shows what it does")
+        if not _is_older(holder.version, __version__):
+            wait_ready(paths, None, deadline)
+            click.echo(f"metricsd already runs (pid {holder.pid}){_newer_hint(holder)}")
+            return
+        with_cloud = with_cloud or _serves_cloud(holder.pid)
+        stop_daemon(paths)
+        click.echo(f"metricsd {holder.version} stopped (pid {holder.pid}): this is {__version__}")
+    manager = None if with_cloud else find_installed(paths, os.environ)
+    if manager is not None and isinstance(find_manager(paths, os.environ), type(manager)):
+        manager.start()
+        wait_ready(paths, None, deadline)
+    else:
+        wait_ready(paths, start_detached(paths, _output_file(paths), with_cloud=with_cloud), deadline)
+    started = find_holder(paths.lock)
+    pid = started.pid if started is not None else "unknown"
+    how = " as a service" if manager is not None else ""
+    click.echo(f"metricsd runs{how} (pid {pid}); `metricsd status` shows what it does")
 
 
 @click.command()
@@ -67,10 +82,18 @@ def up(with_cloud: bool, timeout_s: float) -> None:
 def down(timeout_s: float | None) -> None:
     """Stop the daemon and wait until it has ended; nothing is lost."""
     paths = find_paths()
+    holder = stop_daemon(paths, timeout_s)
+    click.echo("metricsd does not run" if holder is None else f"metricsd stopped (pid {holder.pid})")
+
+
+def stop_daemon(paths: Paths, timeout_s: float | None = None) -> Holder | None:
+    """Stop this home's daemon and return who it was, when its process has ended; None when none runs.
+
+    `timeout_s` is None for the daemon's own limit and a little more. Raises MetricsdError when it still runs then.
+    """
     holder = find_holder(paths.lock)
     if holder is None:
-        click.echo("metricsd does not run")
-        return
+        return None
     limit_s = timeout_s or _stop_timeout_s(paths) + STOP_GRACE_S
     _ask_to_stop(paths, holder)
     deadline = time.monotonic() + limit_s
@@ -80,13 +103,13 @@ def down(timeout_s: float | None) -> None:
                 f"the daemon (pid {holder.pid}) still runs after {limit_s:g} s: `kill -9 {holder.pid}` loses nothing"
             )
         time.sleep(STEP_S)
-    click.echo(f"metricsd stopped (pid {holder.pid})")
+    return holder
 
 
 def start_detached(paths: Paths, output: Path, *, with_cloud: bool = False) -> subprocess.Popen[bytes]:
     """Start `metricsd run` in a session of its own, its output in `output`."""
     # -P keeps the working folder off sys.path; "/" so that no mounted folder is held busy.
-    command = [sys.executable, "-P", "-m", "metricsd", "run", *(["--with-cloud"] if with_cloud else [])]
+    command = [sys.executable, "-P", "-m", "metricsd", "run", *([WITH_CLOUD] if with_cloud else [])]
     # The same code as this command's, also from a checkout that is not installed.
     source = str(Path(__file__).resolve().parent.parent.parent)
     found = os.environ.get("PYTHONPATH")
@@ -103,6 +126,29 @@ def start_detached(paths: Paths, output: Path, *, with_cloud: bool = False) -> s
         )
 
 
+def _is_older(version: str, than: str) -> bool:
+    """Return whether a version is an older one; what is not a version of ours (a name not written yet) is not."""
+    try:
+        return [int(part) for part in version.split(".")] < [int(part) for part in than.split(".")]
+    except ValueError:
+        return False
+
+
+def _newer_hint(holder: Holder) -> str:
+    if not _is_older(__version__, holder.version):
+        return ""
+    return f"; it is version {holder.version}, newer than this command ({__version__}): upgrade this one"
+
+
+def _serves_cloud(pid: int) -> bool:
+    """Return whether a running daemon was started with a cloud of its own, which its successor must serve too."""
+    try:
+        found = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return WITH_CLOUD in found.stdout.split()
+
+
 def _output_file(paths: Paths) -> Path:
     folder = paths.log_file.parent
     try:
@@ -114,7 +160,7 @@ def _output_file(paths: Paths) -> Path:
     return folder / "start.out"
 
 
-def _wait_ready(paths: Paths, process: subprocess.Popen[bytes] | None, deadline: float) -> None:
+def wait_ready(paths: Paths, process: subprocess.Popen[bytes] | None, deadline: float) -> None:
     while True:
         with contextlib.suppress(DaemonNotRunning, control.DaemonSilent):
             if control.call(paths.state_dir, "ping", timeout_s=PING_TIMEOUT_S).get("ready") is True:
