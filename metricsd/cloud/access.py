@@ -36,6 +36,8 @@ class Tenant(Struct, frozen=True):
     key: bytes
     created_at: int
     suspended_at: int | None = None
+    server: str | None = None
+    """The URL of the PostgreSQL server that holds its schema; None: the one that holds the directory."""
 
 
 class Token(Struct, frozen=True, kw_only=True):
@@ -74,10 +76,10 @@ class Act(Struct, frozen=True, kw_only=True):
 
 
 class NewDevice(Struct, frozen=True, kw_only=True):
-    """A device to make, of a user who exists, with the SHA-256 of its token. `tenant` is the tenant's id."""
+    """A device to make, and its user if new, with the id and SHA-256 of its token."""
 
     id: str
-    tenant: str
+    tenant: Tenant
     user: str
     name: str
     parent: str | None

@@ -11,16 +11,16 @@ from typing import Any
 
 import msgspec
 import structlog
-from litestar import Litestar, Request, Response, get, post
+from litestar import Litestar, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.response.base import ASGIResponse
 
 import metricsd
 from metricsd.clock import Clock, SystemClock
-from metricsd.cloud import ingest, tenants
 from metricsd.cloud.backend import Backend, Scope
 from metricsd.cloud.cloudlet import Cloudlet
+from metricsd.cloud.device_routes import devices, erase_device_data, have
 from metricsd.cloud.direct import Direct
 from metricsd.cloud.event_stream import EventStream
 from metricsd.cloud.openapi import document
@@ -31,14 +31,13 @@ from metricsd.protocol import (
     PREFIX,
     PROTOCOL_VERSION,
     Capabilities,
-    EnrolRequest,
     PolicyReply,
     Problem,
 )
 
 Req = Request[Any, Any, State]
 
-FEATURES = ["zstd", "gzip", "unsequenced", "stream", "policy"]
+FEATURES = ["zstd", "gzip", "unsequenced", "stream", "policy", "have", "erase"]
 
 log = structlog.get_logger("cloud")
 
@@ -53,6 +52,8 @@ def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) ->
         route_handlers=[
             capabilities,
             devices,
+            have,
+            erase_device_data,
             stream_changes,
             policy,
             healthz,
@@ -67,7 +68,7 @@ def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) ->
         # Bodies are bounded by our own limit, which is a setting.
         request_max_body_size=None,
     )
-    return Shell(Direct(inner, cloudlet), cloudlet.metrics, on_drain=cloudlet.streams.drain)
+    return Shell(Direct(inner, cloudlet), cloudlet.metrics, on_drain=cloudlet.drain)
 
 
 @get(f"{PREFIX}/capabilities")
@@ -93,17 +94,6 @@ async def capabilities(request: Req) -> Response[bytes]:
             heartbeat_s=limits.heartbeat_s,
         )
     )
-
-
-@post(f"{PREFIX}/devices", status_code=200)
-async def devices(request: Req) -> Response[bytes]:
-    """Enrol a device."""
-    cloudlet = _cloudlet(request)
-    token = await cloudlet.token(request, Scope.ENROL, Scope.DEVICE)
-    with cloudlet.budget.share() as share:
-        body = await cloudlet.body(request, share)
-        wanted = ingest.parse_small(body, EnrolRequest, cloudlet.settings)
-    return _answer(await tenants.enrol(cloudlet.backend.directory, token, wanted))
 
 
 @get(f"{PREFIX}/changes/stream")
@@ -142,8 +132,8 @@ async def healthz() -> Response[bytes]:
 
 @get("/readyz")
 async def readyz(request: Req) -> Response[bytes]:
-    """The database answers."""
-    await _cloudlet(request).backend.directory.ready()
+    """The database answers, and the process is not about to stop."""
+    await _cloudlet(request).ready()
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 

@@ -11,12 +11,19 @@ import hashlib
 import re
 import secrets
 
-from metricsd.cloud.backend import Directory, Scope, Token
-from metricsd.cloud.problems import refuse
+from metricsd.cloud.access import Scope, Tenant, Token
+from metricsd.cloud.backend import Directory
+from metricsd.cloud.problems import Refused, refuse
 
 SECRET_BYTES = 32
-PREFIXES = {Scope.ENROL: "mde_", Scope.DEVICE: "mdd_", Scope.READ: "mdr_", Scope.ADMIN: "mda_"}
-_TEXT = re.compile(r"md[edra]_[A-Za-z0-9_-]{43}")
+PREFIXES = {
+    Scope.ENROL: "mde_",
+    Scope.DEVICE: "mdd_",
+    Scope.READ: "mdr_",
+    Scope.ADMIN: "mda_",
+    Scope.LEGACY: "mdl_",
+}
+_TEXT = re.compile(r"md[edral]_[A-Za-z0-9_-]{43}")
 
 
 def new_token(scope: Scope) -> str:
@@ -29,21 +36,46 @@ def digest_of(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-async def authenticate(directory: Directory, authorization: str | None, now: int, *scopes: Scope) -> Token:
-    """Return the valid token of one of `scopes` in an Authorization header; raise 401 or 403."""
-    kind, _, text = (authorization or "").partition(" ")
-    if kind.lower() != "bearer" or not text:
-        raise refuse(401, "no_token", "send an Authorization header: Bearer <token>")
-    # One answer for all bad tokens, so that nobody learns which ones ever existed.
-    bad = refuse(401, "bad_token", "the token is unknown, revoked or expired")
+async def authenticate(
+    directory: Directory, authorization: str | None, now: int, *scopes: Scope, erased_too: bool = False
+) -> Token:
+    """Return the valid token of one of `scopes` in an Authorization header; raise 401 or 403.
+
+    With `erased_too` the token of a device whose data was taken back counts as well, although it was revoked then.
+    """
+    text = bearer_of(authorization)
     if _TEXT.fullmatch(text) is None:
-        raise bad
+        raise bad_token()
     token = await directory.find_token(digest_of(text))
-    if token is None or not is_valid(token, now):
-        raise bad
+    if token is None or not (is_valid(token, now) or (erased_too and token.erased)):
+        raise bad_token()
+    check_tenant(token.tenant)
     if token.scope not in scopes:
         raise refuse(403, "wrong_scope", f"a token of scope {token.scope} may not do this")
     return token
+
+
+def bearer_of(authorization: str | None) -> str:
+    """Return what an Authorization header of the kind Bearer holds; raise 401 without one."""
+    kind, _, text = (authorization or "").partition(" ")
+    if kind.lower() != "bearer" or not text:
+        raise refuse(401, "no_token", "send an Authorization header: Bearer <token>")
+    return text
+
+
+def bad_token() -> Refused:
+    """Return the one answer for all bad tokens and codes, so that nobody learns which ones ever existed."""
+    return refuse(401, "bad_token", "the token is unknown, revoked or expired")
+
+
+def check_tenant(tenant: Tenant) -> None:
+    """Raise 403 for a suspended tenant. Only who holds a valid token of it hears that."""
+    if tenant.suspended_at is not None:
+        raise refuse(
+            403,
+            "tenant_suspended",
+            "this tenant is suspended: its data is kept; ask whoever runs this cloud to resume it",
+        )
 
 
 def is_valid(token: Token, now: int) -> bool:

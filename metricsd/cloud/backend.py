@@ -169,11 +169,11 @@ class Enrolment(Protocol):
         """Spend a code and make the device, in one transaction; False, and nothing is done, if it was spent meanwhile."""
         ...
 
-    async def erase_device(self, tenant: Tenant, user: str | None, device_id: str, act: Act) -> bool:
-        """Note that a device's data is taken back, and end all its tokens; durable on return.
+    async def erase_device(self, tenant: Tenant, user: str | None, device_id: str, act: Act) -> str | None:
+        """Note that a device's data is taken back, end all its tokens, and return its user; durable on return.
 
-        False, and nothing is done, when the tenant (and `user`, unless None) has no such device. A second time is True
-        and keeps no act.
+        None, and nothing is done, when the tenant (and `user`, unless None) has no such device. A second time keeps no
+        act and returns the same.
         """
         ...
 

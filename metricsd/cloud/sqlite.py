@@ -8,40 +8,28 @@ serve one folder on a local disk (never on a network share: SQLite's locks do no
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import os
 import re
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from metricsd.clock import Clock, SystemClock
-from metricsd.cloud.backend import (
-    EventBatch,
-    EventOutcome,
-    FeedQuery,
-    News,
-    RecordBatch,
-    Tenant,
-    TenantPolicy,
-    Writer,
-)
-from metricsd.cloud.problems import busy
+from metricsd.cloud.access import Act, Tenant
+from metricsd.cloud.backend import News
+from metricsd.cloud.problems import busy, refuse
+from metricsd.cloud.sqlite_archive import destroy
+from metricsd.cloud.sqlite_control import FILE_NAME
 from metricsd.cloud.sqlite_directory import SqliteDirectory
-from metricsd.cloud.sqlite_events import find_hello, push_events
-from metricsd.cloud.sqlite_feed import is_known, read_page
-from metricsd.cloud.sqlite_file import FileThread, open_file
-from metricsd.cloud.sqlite_group import GroupWriter
 from metricsd.cloud.sqlite_news import NewsReader
-from metricsd.cloud.sqlite_policy import find_policy, find_policy_hash, put_policy
-from metricsd.cloud.sqlite_records import push_records
+from metricsd.cloud.sqlite_tenant import SqliteTenant
 from metricsd.config import Cloud
 from metricsd.errors import StoreUnavailable, UsageError
-from metricsd.protocol import ChangesReply, HelloReply, HelloRequest, RecordResult
-from metricsd.schema import load_steps
 
 OPEN_TENANTS_MAX = 32
 """Each open file costs two threads, two caches of 4 MB and about six descriptors."""
@@ -57,48 +45,6 @@ def folder_of(url: str) -> Path:
     if not path.is_absolute():
         raise UsageError(f"database {url}: the folder must be absolute: write sqlite:/absolute/folder")
     return path
-
-
-class SqliteTenant:
-    """`TenantStore` over one file."""
-
-    def __init__(self, path: Path, settings: Cloud) -> None:
-        writing, reading = open_file(path, load_steps("metricsd.cloud.schema.tenant"))
-        self.writer = GroupWriter(writing, delay_s=settings.commit_delay_ms / 1000, name=path.stem)
-        self._reader = FileThread(reading, name=f"read-{path.stem}")
-
-    async def hello(self, writer: Writer, request: HelloRequest, now: int) -> HelloReply:
-        def work(db: sqlite3.Connection) -> HelloReply:
-            reply = find_hello(db, self._reader.terms, request, is_known(db, request.cursor), now)
-            return msgspec.structs.replace(reply, policy_hash=find_policy_hash(db))
-
-        return await self._reader.run(work)
-
-    async def push_events(self, writer: Writer, batch: EventBatch) -> EventOutcome:
-        return await self.writer.write(
-            lambda transaction: push_events(transaction, writer, batch), items=len(batch.items)
-        )
-
-    async def push_records(self, writer: Writer, batch: RecordBatch, now: int) -> list[RecordResult]:
-        return await self.writer.write(
-            lambda transaction: push_records(transaction, writer, batch, now), items=len(batch.items)
-        )
-
-    async def changes(self, writer: Writer, query: FeedQuery, now: int) -> ChangesReply:
-        def work(db: sqlite3.Connection) -> ChangesReply:
-            return read_page(db, self._reader.terms, writer, query, now)
-
-        return await self._reader.run(work)
-
-    async def find_policy(self) -> TenantPolicy | None:
-        return await self._reader.run(find_policy)
-
-    async def put_policy(self, text: str, sha256: str, now: int) -> TenantPolicy:
-        return await self.writer.write(lambda transaction: put_policy(transaction, text, sha256, now), items=1)
-
-    def close(self) -> None:
-        self.writer.close()
-        self._reader.close()
 
 
 class _Open:
@@ -160,7 +106,7 @@ class SqliteBackend:
     def _begin_opening(self, tenant_id: str) -> _Open:
         loop = asyncio.get_running_loop()
         path = self._path_of(tenant_id)
-        entry = _Open(loop.run_in_executor(None, partial(SqliteTenant, path, self._settings)))
+        entry = _Open(loop.run_in_executor(None, partial(_open_tenant, path, tenant_id, self._settings)))
         entry.store.add_done_callback(partial(self._forget_failed, tenant_id, entry))
         self._open[tenant_id] = entry
         return entry
@@ -186,6 +132,20 @@ class SqliteBackend:
         await asyncio.to_thread(store.close)
         self._closed_commits += store.writer.commits
 
+    async def drop_tenant(self, tenant: Tenant, act: Act) -> None:
+        await self.directory.begin_drop(tenant, act.at)
+        entry = self._open.get(tenant.id)
+        if entry is not None and entry.users == 0 and entry.store.done():
+            await self._close_store(self._open.pop(tenant.id).store.result())
+        path = self._path_of(tenant.id)
+        try:
+            await asyncio.to_thread(_destroy_tenant, path)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise StoreUnavailable(
+                f"{path}: cannot be removed now ({error}): the tenant is shut out; drop it again in a moment"
+            ) from error
+        await self.directory.end_drop(tenant, act)
+
     def gauges(self) -> dict[str, float]:
         stores = [entry.store.result() for entry in self._open.values() if entry.store.done()]
         return {
@@ -199,3 +159,33 @@ class SqliteBackend:
             await self._close_store(await entry.store)
         await asyncio.to_thread(self._news.close)
         await asyncio.to_thread(self.directory.close)
+
+
+def _open_tenant(path: Path, tenant_id: str, settings: Cloud) -> SqliteTenant:
+    """Open a tenant's file, making it if it is new, unless the tenant is gone: then no file must come back."""
+    with _drop_lock(path.parent, fcntl.LOCK_SH):
+        if _is_dropped(path.parent, tenant_id):
+            raise refuse(403, "tenant_suspended", "this tenant is being removed")
+        return SqliteTenant(path, settings)
+
+
+def _destroy_tenant(path: Path) -> None:
+    with _drop_lock(path.parent, fcntl.LOCK_EX):
+        destroy(path)
+
+
+@contextlib.contextmanager
+def _drop_lock(folder: Path, kind: int) -> Iterator[None]:
+    """Hold the folder's lock that keeps files from being opened while one is removed."""
+    lock = os.open(folder / "drop.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, kind)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _is_dropped(folder: Path, tenant_id: str) -> bool:
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as db:
+        row = db.execute("SELECT dropped_at FROM tenant WHERE id = ?", (tenant_id,)).fetchone()
+    return row is None or row[0] is not None

@@ -16,6 +16,7 @@ import pytest
 from metricsd.cloud.app import create_app
 from metricsd.cloud.backend import Scope
 from metricsd.cloud.serve import CloudServer
+from metricsd.cloud.tenants import revoke_token
 from metricsd.config import Cloud
 from metricsd.protocol import Announced, Ended, Opened
 from tests.cloud.support import CloudUnderTest, Device, bearer, event, events
@@ -239,7 +240,7 @@ async def test_a_revoked_token_ends_its_stream(served: Served) -> None:
         await other.opened()
         began = time.monotonic()
         async with CloudUnderTest(served.cloud.folder) as elsewhere:
-            await elsewhere.backend.directory.revoke_token(row.id, served.cloud.clock.now_us())
+            await revoke_token(elsewhere.backend.directory, row.id, served.cloud.clock, actor="test")
         assert await listener.ended() == "revoked"
         assert time.monotonic() - began < 5.0
         assert await other.next(beats=True) == ("", b"")

@@ -12,6 +12,7 @@ from random import Random
 import pytest
 
 from metricsd.client import CloudClient
+from metricsd.cloud.tenants import revoke_token
 from metricsd.config import Paths, Sync
 from metricsd.errors import CloudUnreachable
 from metricsd.identity import Credentials, forget_login, save_login
@@ -191,7 +192,7 @@ async def test_a_revoked_token_stops_and_a_new_login_starts(served: Served, home
     [row] = [token for token in await served.cloud.backend.directory.list_tokens(None) if token.device == mine.id]
     async with Listening(home).running() as listening:
         await until(lambda: listening.live, "live")
-        await served.cloud.backend.directory.revoke_token(row.id, served.cloud.clock.now_us())
+        await revoke_token(served.cloud.backend.directory, row.id, served.cloud.clock, actor="test")
         await until(lambda: "login" in listening.realtime.state.reason, "refused")
         tried = listening.connections
         listening.realtime.notice_login()

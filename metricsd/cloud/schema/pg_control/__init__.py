@@ -1,0 +1,1 @@
+"""Schema steps of the control schema on PostgreSQL."""

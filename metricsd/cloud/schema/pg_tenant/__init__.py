@@ -1,0 +1,1 @@
+"""Schema steps of one tenant's schema on PostgreSQL."""
