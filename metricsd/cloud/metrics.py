@@ -6,18 +6,21 @@ user or device is ever named.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from metricsd.protocol import PREFIX
 
+DEVICE_DATA = f"{PREFIX}/devices/{{device_id}}/data"
 ROUTES = frozenset(
     {
         *(
             f"{PREFIX}/{name}"
-            for name in ("capabilities", "devices", "hello", "events", "records", "changes", "policy")
+            for name in ("capabilities", "devices", "hello", "events", "records", "changes", "policy", "have")
         ),
         f"{PREFIX}/changes/stream",
+        DEVICE_DATA,
         "/healthz",
         "/readyz",
         "/metrics",
@@ -27,6 +30,14 @@ ROUTES = frozenset(
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 BUCKETS_S = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 _PREFIX = "metricsd_cloud_"
+_DEVICE_DATA = re.compile(rf"{PREFIX}/devices/[^/]+/data")
+
+
+def route_of(path: str) -> str:
+    """Return the route that a path belongs to, as a label: ids become their names, what is not served `other`. Pure."""
+    if path in ROUTES:
+        return path
+    return DEVICE_DATA if _DEVICE_DATA.fullmatch(path) else "other"
 
 
 class Metrics:
@@ -41,7 +52,7 @@ class Metrics:
 
     def answered(self, method: str, path: str, status: int, took_s: float) -> None:
         """Count one answered request."""
-        route = path if path in ROUTES else "other"
+        route = route_of(path)
         self._requests[method if method in METHODS else "OTHER", route, status] += 1
         bucket = next((bound for bound in BUCKETS_S if took_s <= bound), float("inf"))
         self._buckets[route, bucket] += 1
@@ -52,9 +63,10 @@ class Metrics:
         """Count the bytes of a body."""
         self._received_bytes += size
 
-    def items(self, kind: str, outcomes: Iterable[str]) -> None:
+    def items(self, kind: str, outcomes: Sequence[str]) -> None:
         """Count events or records by what became of them."""
-        self._items.update((kind, outcome) for outcome in outcomes)
+        for outcome, count in Counter(outcomes).items():
+            self._items[kind, outcome] += count
 
     def text(self, gauges: Mapping[str, float]) -> str:
         """Return everything, gauges of the moment included."""

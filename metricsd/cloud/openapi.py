@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 import metricsd
+from metricsd.cloud.metrics import DEVICE_DATA
 from metricsd.cloud.problems import MEDIA_TYPE
 from metricsd.protocol import (
     PREFIX,
@@ -20,6 +21,9 @@ from metricsd.protocol import (
     Ended,
     EnrolReply,
     EnrolRequest,
+    EraseReply,
+    HaveReply,
+    HaveRequest,
     HelloReply,
     HelloRequest,
     Opened,
@@ -38,6 +42,9 @@ _STRUCTS = (
     Ended,
     EnrolReply,
     EnrolRequest,
+    EraseReply,
+    HaveReply,
+    HaveRequest,
     HelloReply,
     HelloRequest,
     Opened,
@@ -78,6 +85,8 @@ def _paths() -> dict[str, Any]:
     return {
         f"{PREFIX}/capabilities": {"get": _operation("Limits and features", reply=Capabilities)},
         f"{PREFIX}/devices": {"post": _operation("Enrol a device", body=EnrolRequest, reply=EnrolReply)},
+        DEVICE_DATA: {"delete": _erase()},
+        f"{PREFIX}/have": {"post": _operation("Ask what is here already", body=HaveRequest, reply=HaveReply)},
         f"{PREFIX}/hello": {"post": _operation("Compare the stream", body=HelloRequest, reply=HelloReply)},
         f"{PREFIX}/events": {
             "post": _operation("Push events", body=PushEvents, reply=PushEventsReply, parameters=[_UNSEQUENCED])
@@ -120,6 +129,17 @@ def _stream() -> dict[str, Any]:
             "default": _problem(),
         },
     }
+
+
+def _erase() -> dict[str, Any]:
+    device = {"name": "device_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    made = _operation("Take a device's data back", reply=EraseReply, parameters=[device])
+    made["description"] = (
+        "A device token may name any device of its user, an admin token any of its tenant; any other is 404. The device is"
+        " revoked and its events are removed; records that it alone wrote become empty tombstones, which other devices"
+        " pull. May be repeated, also with the token that it ended."
+    )
+    return made
 
 
 def _policy() -> dict[str, Any]:
