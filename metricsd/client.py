@@ -36,6 +36,7 @@ from metricsd.errors import (
     CloudUnreachable,
     ConfigError,
     CursorExpired,
+    Fault,
     HistoryChanged,
     StreamForked,
     UsageError,
@@ -114,6 +115,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class Tally:
+    """What a client's calls met since somebody last put a new one in: good answers, and the slowest of them."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.slowest_s = 0.0
+
+    def add(self, took_s: float) -> None:
+        """Count a good answer."""
+        self.answers += 1
+        self.slowest_s = max(self.slowest_s, took_s)
+
+
 class CloudClient:
     """Calls of one cloud with one token. Close it, or use it as an async context manager."""
 
@@ -124,6 +138,7 @@ class CloudClient:
         self.url = check_url(url)
         host = urlsplit(self.url).hostname or ""
         self._settings = settings
+        self.tally = Tally()
         self._encoding = _ZSTD
         self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         self._http = httpx.AsyncClient(
@@ -156,7 +171,9 @@ class CloudClient:
     async def healthz(self) -> None:
         """Probe the cloud; raise CloudError when it is not there or not healthy."""
         answer = await self._ask("GET", "/healthz", None)
-        if answer.status != HTTPStatus.OK or not _is_json(answer):
+        if answer.status != HTTPStatus.OK:
+            raise _refusal(self.url, answer)
+        if not _is_json(answer):
             raise _not_ours(self.url, answer)
 
     async def enrol(self, name: str, parent: str | None = None) -> EnrolReply:
@@ -165,7 +182,7 @@ class CloudClient:
 
     async def capabilities(self) -> Capabilities:
         """Return the server's limits and features."""
-        return _decoded(self.url, await self._call("GET", "/capabilities", None), Capabilities)
+        return await self._fetch("GET", "/capabilities", None, Capabilities)
 
     async def hello(self, request: HelloRequest) -> HelloReply:
         """Compare the stream's position with the cloud's."""
@@ -176,7 +193,11 @@ class CloudClient:
 
         Raises StreamForked, CloudRefused (a status of 409 means a gap: say hello again).
         """
-        return _decoded(self.url, await self._call("POST", "/events", body), PushEventsReply)
+        return await self._fetch("POST", "/events", body, PushEventsReply)
+
+    async def push_unsequenced(self, body: bytes) -> PushEventsReply:
+        """Send a PushEvents body whose items have no place in the stream: the cloud knows each by its id alone."""
+        return await self._fetch("POST", "/events?unsequenced=1", body, PushEventsReply)
 
     async def push_records(self, request: PushRecords) -> PushRecordsReply:
         """Send changes of records."""
@@ -185,12 +206,11 @@ class CloudClient:
     async def changes(self, cursor: str, limit: int, *, only_records: bool = False) -> ChangesPage:
         """Return the page of the feed behind `cursor` ("" from the start); raise HistoryChanged for a lost cursor."""
         query = {"cursor": cursor, "limit": str(limit)} | ({"only": "records"} if only_records else {})
-        path = f"/changes?{httpx.QueryParams(query)}"
-        return _decoded(self.url, await self._call("GET", path, None), ChangesPage)
+        return await self._fetch("GET", f"/changes?{httpx.QueryParams(query)}", None, ChangesPage)
 
     async def policy(self) -> PolicyReply:
         """Return the tenant's conflict policy; raise CloudRefused (404) when it has none."""
-        return _decoded(self.url, await self._call("GET", "/policy", None), PolicyReply)
+        return await self._fetch("GET", "/policy", None, PolicyReply)
 
     @asynccontextmanager
     async def listen(self, silence_s: float) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -213,10 +233,17 @@ class CloudClient:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise CloudUnreachable(f"{self.url} cannot be reached: {_cause(error)}: {_UNREACHABLE}") from error
+            raise _unreachable(self.url, error) from error
 
     async def _post(self, path: str, request: msgspec.Struct, reply: type[T]) -> T:
-        return _decoded(self.url, await self._call("POST", path, msgspec.json.encode(request)), reply)
+        return await self._fetch("POST", path, msgspec.json.encode(request), reply)
+
+    async def _fetch(self, method: str, path: str, body: bytes | None, reply: type[T]) -> T:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        found = _decoded(self.url, await self._call(method, path, body), reply)
+        self.tally.add(loop.time() - began)
+        return found
 
     async def _call(self, method: str, path: str, body: bytes | None) -> Answer:
         answer = await self._ask(method, PREFIX + path, body)
@@ -238,9 +265,11 @@ class CloudClient:
             ):
                 return Answer(response.status_code, response.headers, await self._read(response))
         except TimeoutError as error:
-            raise CloudUnreachable(f"{self.url} did not answer within {limit:g} s: {_UNREACHABLE}") from error
+            raise CloudUnreachable(
+                f"{self.url} did not answer within {limit:g} s: {_UNREACHABLE}", Fault.TIMEOUT
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
-            raise CloudUnreachable(f"{self.url} cannot be reached: {_cause(error)}: {_UNREACHABLE}") from error
+            raise _unreachable(self.url, error) from error
 
     async def _read(self, response: httpx.Response) -> bytes:
         parts: list[bytes] = []
@@ -248,7 +277,9 @@ class CloudClient:
         async for part in response.aiter_bytes():
             size += len(part)
             if size > ANSWER_BYTES_MAX:
-                raise CloudUnreachable(f"{self.url} answered with over {ANSWER_BYTES_MAX} bytes: check the address")
+                raise CloudUnreachable(
+                    f"{self.url} answered with over {ANSWER_BYTES_MAX} bytes: check the address", Fault.NOT_OURS
+                )
             parts.append(part)
         return b"".join(parts)
 
@@ -299,14 +330,17 @@ def _decoded(url: str, answer: Answer, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(answer.body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CloudUnreachable(f"{url} answered with something else than metricsd's protocol ({error})") from error
+        raise CloudUnreachable(
+            f"{url} answered with something else than metricsd's protocol ({error})", Fault.NOT_OURS
+        ) from error
 
 
 def _not_ours(url: str, answer: Answer) -> CloudError:
     kind = _printable(answer.headers.get("content-type", "no content type").partition(";")[0])[:80]
     return CloudUnreachable(
         f"{url} answered {answer.status} with {kind}, which is not a metricsd cloud: "
-        "check the address, and whether this network wants you to log in first"
+        "check the address, and whether this network wants you to log in first",
+        Fault.NOT_OURS,
     )
 
 
@@ -317,15 +351,19 @@ def _refusal(url: str, answer: Answer) -> CloudError:
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         return CloudUnreachable(
             f"{url} answered with a redirect ({status}), which is not followed: "
-            "log in with the final address, or sign in to this network first"
+            "log in with the final address, or sign in to this network first",
+            Fault.NOT_OURS,
         )
-    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+    if status == HTTPStatus.TOO_MANY_REQUESTS or (
+        # A proxy whose server is gone says 503 too, but neither in our words nor with a time.
+        status == HTTPStatus.SERVICE_UNAVAILABLE and (problem or "retry-after" in answer.headers)
+    ):
         said = _said(problem) if problem else HTTPStatus(status).phrase
         return CloudBusy(f"{url} asks to slow down: {said}", _retry_after_s(answer, problem))
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return CloudUnreachable(f"{url}: the proxy wants a login (407): put it into HTTPS_PROXY")
+        return CloudUnreachable(f"{url}: the proxy wants a login (407): put it into HTTPS_PROXY", Fault.NOT_OURS)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return CloudUnreachable(f"{url} failed with {status}: {_UNREACHABLE}")
+        return CloudUnreachable(f"{url} failed with {status}: {_UNREACHABLE}", Fault.SERVER)
     if problem is None:
         return _not_ours(url, answer)
     said = _said(problem)
@@ -377,10 +415,11 @@ def _retry_after_s(answer: Answer, problem: Problem | None) -> float | None:
     return problem.retry_after_s if problem else None
 
 
-def _cause(error: BaseException) -> str:
-    """Return the sentence that names why a request failed: the innermost cause that we know."""
-    known = [sentence for link in _chain(error) if (sentence := _sentence(link))]
-    return known[-1] if known else (str(error) or type(error).__name__)[:200]
+def _unreachable(url: str, error: BaseException) -> CloudUnreachable:
+    """Return our error for a request that got no whole answer: the innermost cause that we know."""
+    known = [cause for link in _chain(error) if (cause := _cause(link))]
+    fault, sentence = known[-1] if known else (Fault.OTHER, (str(error) or type(error).__name__)[:200])
+    return CloudUnreachable(f"{url} cannot be reached: {sentence}: {_UNREACHABLE}", fault)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -397,27 +436,28 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             waiting.append(inner)
 
 
-def _sentence(error: BaseException) -> str | None:
+def _cause(error: BaseException) -> tuple[Fault, str] | None:
     match error:
         case ssl.SSLCertVerificationError():
-            return f"its TLS certificate is not trusted ({error.verify_message}); sync.ca_file adds an authority"
+            said = f"its TLS certificate is not trusted ({error.verify_message}); sync.ca_file adds an authority"
+            return Fault.TLS, said
         case ssl.SSLError():
-            return f"the TLS handshake failed ({error.reason or error})"
+            return Fault.TLS, f"the TLS handshake failed ({error.reason or error})"
         case socket.gaierror():
-            return "its name cannot be resolved (no network, or a wrong host name)"
+            return Fault.NAME, "its name cannot be resolved (no network, or a wrong host name)"
         case ConnectionRefusedError():
-            return "the connection was refused (nothing listens there)"
+            return Fault.REFUSED, "the connection was refused (nothing listens there)"
         case ConnectionResetError() | BrokenPipeError():
-            return "the connection was reset"
+            return Fault.RESET, "the connection was reset"
         case httpx.ProxyError():
-            return f"the proxy failed ({error})"
+            return Fault.REFUSED, f"the proxy failed ({error})"
         case httpx.ConnectTimeout():
-            return "no connection within sync.connect_timeout_s"
+            return Fault.TIMEOUT, "no connection within sync.connect_timeout_s"
         case httpx.TimeoutException():
-            return "no answer in time"
+            return Fault.TIMEOUT, "no answer in time"
         case httpx.DecodingError():
-            return "its answer is damaged"
+            return Fault.NOT_OURS, "its answer is damaged"
         case httpx.RemoteProtocolError():
-            return "the connection was closed in the middle of an answer"
+            return Fault.RESET, "the connection was closed in the middle of an answer"
         case _:
             return None

@@ -41,6 +41,10 @@ class Store(NamedTuple):
     quarantine_days: int = 30
     quarantine_bytes_max: int = 256 * 1024 * 1024
     conflict_days: int = 90
+    check_s: float = 2.0
+    free_bytes_min: int = 100 * 1024 * 1024
+    bytes_max: int = 4 * 1024 * 1024 * 1024
+    wal_bytes_max: int = 64 * 1024 * 1024
 
 
 class Sessions(NamedTuple):
@@ -65,6 +69,20 @@ class Sync(NamedTuple):
     ca_file: str = ""
 
 
+class Failover(NamedTuple):
+    """When the daemon changes its mode, and how it finds out that the cloud is gone or back."""
+
+    dwell_s: float = 5.0
+    detect_s: float = 20.0
+    probe_timeout_s: float = 8.0
+    probe_s: float = 5.0
+    probe_late_s: float = 25.0
+    late_after_s: float = 600.0
+    slow_s: float = 5.0
+    settle_s: float = 10.0
+    backlog_events: int = 5000
+
+
 class Daemon(NamedTuple):
     """The daemon as a process."""
 
@@ -84,10 +102,14 @@ class Cloud(NamedTuple):
     depth_max: int = 64
     page_max: int = 1000
     commit_delay_ms: float = 5.0
+    drain_notice_s: float = 0.0
     drain_timeout_s: float = 5.0
     heartbeat_s: float = 15.0
     stream_poll_s: float = 1.0
     streams_max: int = 1000
+    tenant_requests_per_minute: int = 30_000
+    tenant_bytes_per_minute: int = 1024 * 1024 * 1024
+    tenant_bytes_max: int = 100 * 1024 * 1024 * 1024
 
 
 class Config(NamedTuple):
@@ -97,6 +119,7 @@ class Config(NamedTuple):
     store: Store
     sessions: Sessions
     sync: Sync
+    failover: Failover
     daemon: Daemon
     cloud: Cloud
     origin: Mapping[str, str]
@@ -119,6 +142,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "store": Store,
     "sessions": Sessions,
     "sync": Sync,
+    "failover": Failover,
     "daemon": Daemon,
     "cloud": Cloud,
 }
@@ -159,6 +183,14 @@ RULES: dict[str, Rule] = {
         "bytes", "cap of all quarantined bytes; the oldest are summarised first", 0, 1 << 40
     ),
     "store.conflict_days": Rule("days", "how long what lost a conflict can be restored", 1, 36500),
+    "store.check_s": Rule("seconds", "how often the daemon looks whether the store is well, and mends it", 0.02, 300),
+    "store.free_bytes_min": Rule(
+        "bytes", "disk space that the store leaves free, or a twentieth of the disk if that is less", 0, 1 << 44
+    ),
+    "store.bytes_max": Rule(
+        "bytes", "largest size of the store; near it the oldest events that the cloud has are dropped", 1 << 20, 1 << 44
+    ),
+    "store.wal_bytes_max": Rule("bytes", "size at which the store's write-ahead log is emptied", 1 << 16, 1 << 34),
     "sessions.idle_end_s": Rule(
         "seconds", "silence after which a session without an end is shown as ended (`inferred`)", 0.05, 30 * 86400
     ),
@@ -177,6 +209,19 @@ RULES: dict[str, Rule] = {
     "sync.request_timeout_s": Rule("seconds", "longest wait for an answer of the cloud", 0.05, 600),
     "sync.backoff_max_s": Rule("seconds", "longest pause between attempts while the cloud fails", 0.05, 86400),
     "sync.ca_file": Rule("path", "PEM file of further certificate authorities, beside the system's"),
+    "failover.dwell_s": Rule("seconds", "shortest time between two changes of mode", 0.01, 3600),
+    "failover.detect_s": Rule("seconds", "longest time without traffic before a dead cloud is noticed", 0.1, 3600),
+    "failover.probe_timeout_s": Rule("seconds", "longest wait for the answer to a probe", 0.05, 60),
+    "failover.probe_s": Rule("seconds", "longest pause between two probes of a cloud that is away", 0.02, 3600),
+    "failover.probe_late_s": Rule("seconds", "the same once it has been away for `late_after_s`", 0.02, 3600),
+    "failover.late_after_s": Rule("seconds", "how long an outage is probed often", 0.05, 86400),
+    "failover.slow_s": Rule("seconds", "answers that take longer count as slow", 0.02, 600),
+    "failover.settle_s": Rule(
+        "seconds", "after sleep or a jump of the clock, how long failures say nothing about the cloud", 0.0, 600
+    ),
+    "failover.backlog_events": Rule(
+        "events", "more waiting events than this are sent gently to a cloud that has just come back", 0, 10_000
+    ),
     "daemon.stop_timeout_s": Rule("seconds", "how long a stop may take before it is forced", 0.1, 60),
     "daemon.log_level": Rule(
         "", "least severe log line that is written", choices=("debug", "info", "warning", "error")
@@ -190,6 +235,9 @@ RULES: dict[str, Rule] = {
     "cloud.depth_max": Rule("levels", "deepest nesting of a JSON body", 4, 500),
     "cloud.page_max": Rule("items", "most items in one page of changes", 1, 10_000),
     "cloud.commit_delay_ms": Rule("milliseconds", "how long a write waits for others to share its commit", 0, 10),
+    "cloud.drain_notice_s": Rule(
+        "seconds", "how long `/readyz` says no at a stop before new connections are refused", 0, 300
+    ),
     "cloud.drain_timeout_s": Rule("seconds", "how long open requests may finish at a stop", 0.1, 60),
     "cloud.heartbeat_s": Rule("seconds", "silence after which an open stream of news sends a heartbeat", 0.05, 300),
     "cloud.stream_poll_s": Rule(
@@ -197,6 +245,18 @@ RULES: dict[str, Rule] = {
     ),
     "cloud.streams_max": Rule(
         "streams", "most streams of news in one process; further devices sync by interval", 0, 100_000
+    ),
+    "cloud.tenant_requests_per_minute": Rule(
+        "requests", "most requests of one tenant in a minute, over all processes; 0 means no limit", 0, 100_000_000
+    ),
+    "cloud.tenant_bytes_per_minute": Rule(
+        "bytes",
+        "most body bytes of one tenant in a minute, as received, over all processes; 0 means no limit",
+        0,
+        1 << 50,
+    ),
+    "cloud.tenant_bytes_max": Rule(
+        "bytes", "size of a tenant's database from which its pushes are refused; 0 means no limit", 0, 1 << 60
     ),
 }
 
@@ -239,6 +299,11 @@ class Paths(NamedTuple):
     @property
     def log_file(self) -> Path:
         return self.state_dir / "log" / "metricsd.log"
+
+    @property
+    def mode(self) -> Path:
+        """File of the failover mode, beside the store and not in it: a store that failed cannot keep it."""
+        return self.state_dir / "mode.json"
 
     @property
     def lock(self) -> Path:

@@ -16,9 +16,10 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from metricsd import __version__, control
+from metricsd import __version__, control, modes
 from metricsd.config import Config, Paths, find_paths, load_config
 from metricsd.errors import EXIT_DEGRADED, EXIT_LOGIN, EXIT_NO_DAEMON, EXIT_OK, DaemonNotRunning, MetricsdError
+from metricsd.failover import Mode, Reason
 from metricsd.instance import find_holder
 from metricsd.policy_places import places_of, signature
 from metricsd.spool import pending
@@ -81,7 +82,7 @@ def gather(paths: Paths, config: Config) -> Section:
     """Return the whole status; the shape is DESIGN section 11, and fields are only added."""
     live, daemon = _daemon(paths)
     state, store = _store(paths)
-    login = _login(paths)
+    login = find_login(paths)
     quarantined, by_reason = store.pop("quarantined"), store.pop("by_reason")
     if live.get("store_trouble"):
         store |= {"healthy": False, "reason": str(live["store_trouble"])}
@@ -89,7 +90,7 @@ def gather(paths: Paths, config: Config) -> Section:
         "version": __version__,
         "protocol": PROTOCOL_VERSION,
         "daemon": daemon,
-        "mode": _mode(login, state),
+        "mode": mode_section(paths, login),
         "spool": _spool(paths, quarantined, by_reason, live),
         "store": store,
         "sync": _sync(config, login, state, live),
@@ -97,17 +98,36 @@ def gather(paths: Paths, config: Config) -> Section:
     }
 
 
-def _mode(login: Section | None, state: Section) -> Section:
-    """Return how sync stands: without a login by itself, else as the last round found it."""
-    if login is None:
-        return {"current": "local_only", "reason": NOT_LOGGED_IN, "since": None, "forced": False}
-    if "damaged" in login:
-        return {"current": "local_only", "reason": "auth", "since": None, "forced": False}
-    found = _json_state(state, "sync_mode")
-    if not found:
-        return {"current": "hybrid", "reason": "not synced yet", "since": None, "forced": False}
-    current, reason = str(found.get("current")), str(found.get("reason"))
-    return {"current": current, "reason": reason, "since": _time_text(found.get("since")), "forced": False}
+def mode_section(paths: Paths, login: Section | None) -> Section:
+    """Return the mode in force and why: as the daemon keeps it, corrected by a login that changed without one."""
+    state = modes.find_state(paths.mode)
+    forced = None if state is None else state.forced_at(time.time_ns() // 1000)
+    if state is not None and (forced is not None or _still_holds(paths, state.now, login)):
+        current, reason, since = state.now.mode.value, modes.reason_text(state.now), time_text(state.now.at)
+    elif login is None:
+        current, reason, since = Mode.LOCAL_ONLY.value, Reason.NO_LOGIN.value, None
+    elif "damaged" in login:
+        current, reason, since = Mode.LOCAL_ONLY.value, Reason.AUTH.value, None
+    else:
+        current, reason, since = Mode.HYBRID.value, Reason.NOT_YET.value, None
+    return {
+        "current": current,
+        "reason": reason,
+        "since": since,
+        "forced": forced is not None,
+        "forced_until": None if forced is None else time_text(forced.until_us),
+    }
+
+
+def _still_holds(paths: Paths, change: modes.Change, login: Section | None) -> bool:
+    """Return whether the last change is still true; a login or a logout since it may not have met a daemon."""
+    if change.reason is Reason.FORCED or (login is None) != (change.reason is Reason.NO_LOGIN):
+        return False
+    if login is not None and "damaged" in login:
+        return change.reason is Reason.AUTH
+    with contextlib.suppress(OSError):
+        return change.reason is not Reason.AUTH or paths.credentials.stat().st_mtime_ns // 1000 <= change.at
+    return True
 
 
 def _sync(config: Config, login: Section | None, state: Section, live: Section) -> Section:
@@ -119,9 +139,9 @@ def _sync(config: Config, login: Section | None, state: Section, live: Section) 
         # Only while the stream lives and beats; the reason is null without a daemon to know it.
         "realtime": live.get("realtime") is True,
         "realtime_reason": live.get("realtime_reason"),
-        "last_success": _time_text(state.get("sync_last_success_us")),
+        "last_success": time_text(state.get("sync_last_success_us")),
         "last_error": error.get("message"),
-        "next": _time_text(live.get("next_sync_us")) if login else None,
+        "next": time_text(live.get("next_sync_us")) if login else None,
         "pending_events": state.get("pending_events", 0),
         "pending_records": state.get("pending_records", 0),
         "quarantined": state.get("sync_quarantined", 0),
@@ -260,7 +280,7 @@ def _policy(paths: Paths) -> Section:
     return load(places).report()
 
 
-def _login(paths: Paths) -> Section | None:
+def find_login(paths: Paths) -> Section | None:
     """Return the login's address and names, never its secrets; None without one."""
     try:
         with paths.credentials.open("rb") as stream:
@@ -272,7 +292,7 @@ def _login(paths: Paths) -> Section | None:
         return {"url": None, "damaged": True}
 
 
-def _time_text(micros: object) -> str | None:
+def time_text(micros: object) -> str | None:
     """Return microseconds UTC as RFC 3339, or None for anything that is no time."""
     if not isinstance(micros, int) or micros <= 0:
         return None
