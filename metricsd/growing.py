@@ -24,7 +24,6 @@ CHUNK_BYTES = 2 * 1024 * 1024
 HEAD_BYTES = 1024
 MARK_BYTES = 64
 SKIP_STEP_BYTES = 1024 * 1024
-SHARED_FORM = "shared"
 SUFFIX = ".jsonl"
 COPIES_OPENED_MAX = 64
 """Files of a folder that are compared by content, newest first, when a truncated file's copy is looked for."""
@@ -57,9 +56,9 @@ def place_of(setting: str) -> str:
     return os.path.abspath(os.path.expanduser(setting))  # noqa: PTH100, PTH111
 
 
-def fresh(path: str, found: os.stat_result) -> Checkpoint:
-    """Return the checkpoint of a file of which nothing has been read."""
-    return Checkpoint(path, SHARED_FORM, found.st_dev, found.st_ino, 0, b"", 0, b"", 0, 0, b"")
+def fresh(path: str, found: os.stat_result, form: str) -> Checkpoint:
+    """Return the checkpoint of a file of which nothing has been read; `form` says how its lines are read."""
+    return Checkpoint(path, form, found.st_dev, found.st_ino, 0, b"", 0, b"", 0, 0, b"")
 
 
 def stamp_of(found: os.stat_result) -> tuple[int, ...]:

@@ -15,22 +15,18 @@ import os
 import resource
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import NamedTuple
 
 from metricsd import growing
 from metricsd.clock import Clock
 from metricsd.config import Tail as Settings
-from metricsd.decode import decode_line, parse_line
-from metricsd.decode.envelope import stamp_us
-from metricsd.decode.repository import Repositories
-from metricsd.errors import LineRejected
 from metricsd.growing import Found, Piece, Reader
-from metricsd.ids import Occurrences, line_fact, line_id
+from metricsd.ids import Occurrences
+from metricsd.lines import Chunk, Form, Unit
 from metricsd.sink import NOTHING, REFUSALS, Sink, Ticked, both, plus, ticked
-from metricsd.store.events import Identified
 from metricsd.store.ingest import Taken
 from metricsd.store.quarantine import BYTES_KEPT_MAX, Reject
 from metricsd.store.sources import Checkpoint
@@ -78,19 +74,20 @@ class SharedFiles:
     def __init__(
         self,
         sink: Sink,
-        folder: Path,
+        places: Sequence[str],
+        form: Form,
         settings: Settings,
         clock: Clock,
-        repositories: Repositories,
-        checkpoints: dict[str, Checkpoint],
+        checkpoints: Mapping[str, Checkpoint],
     ) -> None:
+        """`places` are folders, whose `*.jsonl` are followed, and single files; of `checkpoints` the form's count."""
         self._sink = sink
-        self._places = [str(folder), *map(growing.place_of, settings.sources)]
+        self._places = list(places)
+        self._form = form
         self._settings = settings
         self._clock = clock
-        self._repositories = repositories
-        self._checkpoints = checkpoints
-        self._by_inode = {(found.dev, found.ino): path for path, found in checkpoints.items()}
+        self._checkpoints = {path: found for path, found in checkpoints.items() if found.form == form.name}
+        self._by_inode = {(found.dev, found.ino): path for path, found in self._checkpoints.items()}
         self._handles: OrderedDict[str, int] = OrderedDict()
         self._seen: dict[str, _Seen] = {}
         self._rotated: list[_Rotated] = []
@@ -188,7 +185,7 @@ class SharedFiles:
         other = self._checkpoints.get(self._by_inode.get((found.st_dev, found.st_ino), ""))
         if other is not None and growing.is_trusted(handle, other, found):
             return other._replace(path=path)
-        return growing.fresh(path, found)
+        return growing.fresh(path, found, self._form.name)
 
     def _take_back(self, path: str, found: os.stat_result) -> Checkpoint | None:
         """Return how far a file was read that was rotated away and has a followed name again."""
@@ -225,7 +222,7 @@ class SharedFiles:
             # Truncated before it lost its name: a copy may have the old content, and the new one is all unread.
             self._follow(path, old, None)
             old = None
-        self._follow(path, old or growing.fresh(path, found), handle)
+        self._follow(path, old or growing.fresh(path, found, self._form.name), handle)
 
     def _follow(self, path: str, old: Checkpoint, handle: int | None) -> None:
         """Find where a file lies that had been read up to `old`, and go on reading it there for a while."""
@@ -250,7 +247,7 @@ class SharedFiles:
     def _rotate(self, path: str, found: Found, old: Checkpoint | None, handle: int, forget: tuple[str, ...]) -> None:
         """Store where a rotated file is and how far it was read, before its name's next file is read."""
         status = os.fstat(handle)
-        start = growing.fresh(found.path, status)
+        start = growing.fresh(found.path, status, self._form.name)
         if old is not None:
             start = old._replace(path=found.path, dev=status.st_dev, ino=status.st_ino)
         self._sink.take([], checkpoint=start, forget=[name for name in forget if name != found.path])
@@ -324,26 +321,26 @@ class SharedFiles:
         return done, reader.checkpoint
 
     def _take_piece(self, reader: Reader, piece: Piece, stored: bool) -> Taken:
-        items: list[Identified] = []
-        rejects: list[Reject] = [] if piece.reject is None else [piece.reject]
-        occurrences = Occurrences(reader.checkpoint.occurrences)
+        unit = Unit([], [], [] if piece.reject is None else [piece.reject])
+        before = reader.checkpoint
+        occurrences = Occurrences(before.occurrences)
         if piece.data:
-            self._decode_lines(piece.data, reader.checkpoint, occurrences, items, rejects)
+            self._form.decode(Chunk(PurePath(before.path).name, before.offset, piece.data), occurrences, unit)
         after = reader.after(piece, occurrences)
         checkpoint = after if stored else None
         try:
-            taken = self._sink.take(items, rejects=rejects, checkpoint=checkpoint)
+            taken = self._sink.take(unit.items, rejects=unit.rejects, beside=unit.beside, checkpoint=checkpoint)
         except REFUSALS:
-            taken = self._take_one_by_one(items, rejects, checkpoint)
+            taken = self._take_one_by_one(unit, checkpoint)
         reader.checkpoint = after
         if stored:
             self._remember(after)
         return taken
 
-    def _take_one_by_one(self, items: list[Identified], rejects: list[Reject], after: Checkpoint | None) -> Taken:
+    def _take_one_by_one(self, unit: Unit, after: Checkpoint | None) -> Taken:
         """Insert a chunk that the database refused event by event, and move on only when every one is settled."""
         total = Taken(0, 0, 0, 0)
-        for item in items:
+        for item in unit.items:
             try:
                 taken = self._sink.take([item])
             except REFUSALS as error:
@@ -351,39 +348,7 @@ class SharedFiles:
                 refused = Reject(f"event:{item.id.hex()}", 0, None, "store_refused", type(error).__name__)
                 taken = self._sink.take([], rejects=[refused])
             total = plus(total, taken)
-        return plus(total, self._sink.take([], rejects=rejects, checkpoint=after))
-
-    def _decode_lines(
-        self,
-        data: bytes,
-        checkpoint: Checkpoint,
-        occurrences: Occurrences,
-        items: list[Identified],
-        rejects: list[Reject],
-    ) -> None:
-        """Decode whole lines; what cannot be decoded is rejected with its place, and the rest goes on."""
-        offset, name = checkpoint.offset, PurePath(checkpoint.path).name
-        now_us = self._clock.now_us()
-        repositories = self._repositories
-        count = occurrences.next
-        append = items.append
-        has_nul = b"\0" in data
-        for raw in data.split(b"\n"):
-            if raw and not raw.isspace():
-                try:
-                    # NULs before a line are the hole that a truncation left under a writer that kept its place.
-                    line = parse_line(raw.lstrip(b"\0") or raw if has_nul else raw)
-                    at_us = stamp_us(line)
-                    e = decode_line(line, now_us if at_us is None else at_us, repositories)
-                except LineRejected as rejected:
-                    rejects.append(Reject(name, offset, raw, rejected.reason, rejected.detail))
-                else:
-                    stamp = "" if at_us is None else str(at_us)
-                    fact = line_fact(
-                        checkpoint.form, stamp, line.id, e.session, e.kind, e.tool, e.outcome, e.duration_ms
-                    )
-                    append(Identified(line_id(fact, 0 if at_us is None else at_us // 1000, count(fact)), e))
-            offset += len(raw) + 1
+        return plus(total, self._sink.take([], rejects=unit.rejects, beside=unit.beside, checkpoint=after))
 
 
 def list_shared(places: list[str]) -> Listing:

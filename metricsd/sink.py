@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from metricsd.store.events import Identified
-from metricsd.store.ingest import Taken
+from metricsd.store.ingest import Beside, Taken
 from metricsd.store.quarantine import Reject
 from metricsd.store.sources import Checkpoint
 
@@ -26,6 +26,7 @@ class Sink(Protocol):
         items: list[Identified],
         *,
         rejects: Sequence[Reject] = ...,
+        beside: Sequence[Beside] = ...,
         checkpoint: Checkpoint | None = ...,
         forget: Sequence[str] = ...,
         full: bool = ...,

@@ -20,7 +20,9 @@ from metricsd.crash import crash_point
 from metricsd.decode import decode_line, parse_line
 from metricsd.decode.repository import Repositories
 from metricsd.errors import LineRejected, StoreUnavailable
+from metricsd.growing import place_of
 from metricsd.ids import capture_id
+from metricsd.lines import SharedLines
 from metricsd.shared import SharedFiles
 from metricsd.sink import NOTHING, REFUSALS, Sink, Ticked, both, plus, ticked
 from metricsd.store.events import Identified
@@ -72,7 +74,9 @@ class Tail:
         self._backlog = Backlog(folder, clock)
         self._undeletable: StoreUnavailable | None = None
         self._unfinished: dict[str, _Unfinished] = {}
-        self._shared = SharedFiles(sink, folder, settings, clock, self._repositories, checkpoints)
+        places = [str(folder), *map(place_of, settings.sources)]
+        lines = SharedLines(self._repositories, clock)
+        self._shared = SharedFiles(sink, places, lines, settings, clock, checkpoints)
 
     @property
     def progress(self) -> Progress:

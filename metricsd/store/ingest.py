@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from metricsd.crash import crash_point
 from metricsd.errors import MetricsdError
@@ -32,6 +32,14 @@ _FAILED = Outcome.FAILED.value
 def is_critical(event: Event) -> bool:
     """Return whether an event is worth sending within a second: a session that ended, something that failed."""
     return event.outcome == _FAILED or event.kind in _CRITICAL_KINDS
+
+
+class Beside(Protocol):
+    """Something that a line tells beside its event, stored in the same unit."""
+
+    def put(self, store: Store) -> None:
+        """Write it inside the caller's transaction; a second time changes nothing."""
+        ...
 
 
 class Taken(NamedTuple):
@@ -61,6 +69,7 @@ class Ingest:
         items: list[Identified],
         *,
         rejects: Sequence[Reject] = (),
+        beside: Sequence[Beside] = (),
         checkpoint: Checkpoint | None = None,
         forget: Sequence[str] = (),
         full: bool = False,
@@ -78,6 +87,8 @@ class Ingest:
                     self._unswept_bytes += quarantine.add_all(store, [*rejects, *old])
                 if len(kept) != len(items):
                     state.add(store, "twins_dropped", len(items) - len(kept))
+                for one in beside:
+                    one.put(store)
                 if checkpoint is not None:
                     sources.put(store, checkpoint)
                 if forget:
