@@ -17,7 +17,7 @@ from metricsd.cloud.auth import authenticate
 from metricsd.cloud.backend import Backend, Scope, Token
 from metricsd.cloud.budget import Budget, Share
 from metricsd.cloud.metrics import Metrics
-from metricsd.cloud.problems import refuse
+from metricsd.cloud.problems import busy, refuse
 from metricsd.cloud.streams import Streams
 from metricsd.config import Cloud
 
@@ -27,6 +27,10 @@ INFLATE_ASIDE_BYTES = 64 * 1024
 """Larger bodies are inflated and decoded in a thread, so that they do not hold up the others."""
 INFLATING_MAX = 2
 """Bodies that are inflated at once: bounds what hostile ones can claim to two times `inflated_bytes_max`."""
+
+
+READY_TIMEOUT_S = 5.0
+"""A database that takes longer to say one word is not ready."""
 
 
 class Incoming(Protocol):
@@ -50,6 +54,22 @@ class Cloudlet:
         self.metrics = Metrics()
         self.inflating = asyncio.Semaphore(INFLATING_MAX)
         self.streams = Streams(backend, settings, clock)
+        self._draining = False
+
+    async def ready(self) -> None:
+        """Return when requests are welcome; raise 503 when the database does not answer or a stop has begun."""
+        if self._draining:
+            raise refuse(503, "draining", "this process is about to stop", retry_after_s=1.0)
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await self.backend.directory.ready()
+        except TimeoutError:
+            raise busy(f"the database did not answer within {READY_TIMEOUT_S:g} s") from None
+
+    def drain(self) -> None:
+        """Be ready no longer and end the streams, because the process is about to stop."""
+        self._draining = True
+        self.streams.drain()
 
     async def token(self, incoming: Incoming, *scopes: Scope) -> Token:
         """Return the request's token if it is valid and of one of `scopes`."""

@@ -16,10 +16,12 @@ from litestar.types import Receive
 
 from metricsd.cloud.backend import EventBatch, EventItem, RecordBatch, RecordItem
 from metricsd.cloud.budget import Share
+from metricsd.cloud.checked import CheckedBatch
 from metricsd.cloud.problems import refuse, too_large
 from metricsd.cloud.rules import NUMBER_MAX, change_fault, event_fault
 from metricsd.cloud.wiretext import event_key
 from metricsd.config import Cloud
+from metricsd.ids import EVENT_ID_BYTES
 from metricsd.protocol import EnrolRequest, HelloRequest, RecordChange, WireEvent
 
 S = TypeVar("S", EnrolRequest, HelloRequest)
@@ -48,6 +50,7 @@ class _Records(msgspec.Struct):
     changes: list[msgspec.Raw]
 
 
+_DECODE_CHECKED = msgspec.json.Decoder(CheckedBatch).decode
 _DECODE_ENVELOPE = msgspec.json.Decoder(_Envelope).decode
 _DECODE_RECORDS = msgspec.json.Decoder(_Records).decode
 _DECODE_POSITION = msgspec.json.Decoder(_Position).decode
@@ -105,11 +108,27 @@ def inflate(raw: bytes, encoding: str, settings: Cloud, share: Share) -> bytes:
                 raise too_large("inflated_bytes_max", limit)
             return raw
         case "zstd":
-            return _inflate_zstd(raw, limit, share)
+            return _inflate_declared(raw, limit, share) or _inflate_zstd(raw, limit, share)
         case "gzip" | "x-gzip":
             return _inflate_gzip(raw, limit, share)
         case _:
             raise refuse(415, "unsupported_encoding", "send zstd, gzip or no Content-Encoding")
+
+
+def _inflate_declared(raw: bytes, limit: int, share: Share) -> bytes | None:
+    """Return the content of one small frame that says its length; None to go step by step."""
+    try:
+        size = zstandard.frame_content_size(raw)
+        if not 0 < size <= min(limit, INFLATE_STEP_BYTES):
+            return None
+        share.take(size)
+        body: bytes = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX).decompress(
+            raw, allow_extra_data=False
+        )
+    except zstandard.ZstdError:
+        # More than one frame, or none: the long way says which.
+        return None
+    return body
 
 
 def _inflate_zstd(raw: bytes, limit: int, share: Share) -> bytes:
@@ -185,21 +204,38 @@ def check_hello(said: HelloRequest) -> None:
 def parse_events(body: bytes, settings: Cloud, *, sequenced: bool) -> EventBatch:
     """Return a `PushEvents`, each item checked; raise 400 or 413 for what is wrong as a whole."""
     _check_depth(body, settings)
+    batch = _checked_batch(body, settings) or _mixed_batch(body, settings, sequenced)
+    if not 0 <= batch.epoch <= NUMBER_MAX or not 0 <= batch.base_seq <= NUMBER_MAX:
+        raise refuse(400, "bad_request", "epoch and base_seq are numbers from 0 to 2^63-1")
+    if sequenced:
+        _check_order(batch.base_seq, batch.items)
+        return batch
+    return msgspec.structs.replace(batch, sequenced=False)
+
+
+def _checked_batch(body: bytes, settings: Cloud) -> EventBatch | None:
+    """Return a batch in which nothing is wrong, decoded and checked in one go; None to look at each item."""
+    if len(body) > settings.item_bytes_max:
+        # Below that no item can be too large.
+        return None
+    try:
+        push = _DECODE_CHECKED(body)
+        items = [EventItem(event.seq, bytes.fromhex(event.id), event, None) for event in push.events]
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    # fromhex() skips blanks, which then are missing in the length.
+    if len(items) > settings.items_max or not all(len(item.key) == EVENT_ID_BYTES for item in items):
+        return None
+    return EventBatch(device_id=push.device_id, epoch=push.epoch, base_seq=push.base_seq, items=items)
+
+
+def _mixed_batch(body: bytes, settings: Cloud, sequenced: bool) -> EventBatch:
+    """Return a batch with what is wrong with each of its items; raise 400 or 413 for what is wrong as a whole."""
     envelope = _decoded(_DECODE_ENVELOPE, body)
     if len(envelope.events) > settings.items_max:
         raise too_large("items_max", settings.items_max)
-    if not 0 <= envelope.epoch <= NUMBER_MAX or not 0 <= envelope.base_seq <= NUMBER_MAX:
-        raise refuse(400, "bad_request", "epoch and base_seq are numbers from 0 to 2^63-1")
     items = [_event_item(raw, settings, sequenced) for raw in envelope.events]
-    if sequenced:
-        _check_order(envelope.base_seq, items)
-    return EventBatch(
-        device_id=envelope.device_id,
-        epoch=envelope.epoch,
-        base_seq=envelope.base_seq,
-        items=items,
-        sequenced=sequenced,
-    )
+    return EventBatch(device_id=envelope.device_id, epoch=envelope.epoch, base_seq=envelope.base_seq, items=items)
 
 
 def parse_records(body: bytes, settings: Cloud) -> RecordBatch:

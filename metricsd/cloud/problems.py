@@ -24,6 +24,8 @@ _TITLES = {
     410: "History changed",
     413: "Request too large",
     415: "Encoding not supported",
+    429: "Too many requests",
+    431: "Request head too large",
     500: "Internal error",
     503: "Busy",
 }

@@ -1,7 +1,7 @@
-"""The cloud as a server on a socket: uvicorn inside the caller's event loop.
+"""The cloud as a server on a socket: uvicorn inside the caller's event loop, with TLS if certificate files are given.
 
-It never touches signals: whoever runs it decides when it ends. Slow clients are bounded: a request's head, its body
-and an idle connection each have a deadline, and a stop lets open requests finish for a while before it cuts them.
+It never touches signals: whoever runs it decides when it ends. A stop first says "not ready", then takes no more
+connections, then lets open requests finish for a while before it cuts them.
 """
 
 from __future__ import annotations
@@ -9,78 +9,109 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 from litestar.types import ASGIApp
 
+from metricsd.cloud.connection import CONNECTIONS_MAX, IDLE_TIMEOUT_S, BoundedProtocol
 from metricsd.cloud.shell import Shell
 from metricsd.config import Cloud
 from metricsd.errors import UsageError
 
-if TYPE_CHECKING:
-    from uvicorn.protocols.http.h11_impl import H11Protocol as HttpProtocol
-else:
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as HttpProtocol
-    except ImportError:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as HttpProtocol
-
-HEAD_TIMEOUT_S = 10.0
-HEAD_BYTES_MAX = 64 * 1024
-IDLE_TIMEOUT_S = 75
-"""Longer than the minute that proxies in front keep a connection, so that it is they who close it."""
-CONNECTIONS_MAX = 512
-"""Beside the streams of news, which are open nearly always."""
 BACKLOG = 256
+"""Connections that the kernel keeps while the loop is busy; further ones wait in their clients."""
 
 
-class BoundedProtocol(HttpProtocol):
-    """uvicorn's protocol with a deadline and a size for the head of a request, which uvicorn itself lacks."""
+class CloudServer:
+    """Serves an app on one address: `url = await server.start()` ... `await server.stop()`."""
 
-    _deadline: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Cloud,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Prepare; port 0 lets the system pick one."""
+        self._address = (host, port)
+        self._settings = settings
+        self._app = app
+        self._tls = tls
+        options: Any = {
+            "http": _protocol(CONNECTIONS_MAX + settings.streams_max),
+            "ws": "none",
+            "lifespan": "off",
+            "log_config": None,
+            "access_log": False,
+            "server_header": False,
+            "timeout_keep_alive": IDLE_TIMEOUT_S,
+            "timeout_graceful_shutdown": settings.drain_timeout_s,
+            "backlog": BACKLOG,
+        }
+        self._config = uvicorn.Config(app, **options)
+        if tls is not None:
+            # Our own context: uvicorn's takes every version of TLS that the system knows.
+            self._config.load()
+            self._config.ssl = tls
+        self._server: _Uvicorn | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect_head()
+    async def start(self) -> str:
+        """Listen and return the URL; raise UsageError when the address cannot be had."""
+        listener = _listen(*self._address)
+        self._server = _Uvicorn(self._config)
+        self._task = asyncio.create_task(self._server.serve([listener]), name="cloud-server")
+        waiting = asyncio.create_task(self._server.listening.wait(), name="cloud-listening")
+        await asyncio.wait({self._task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._task.done():
+            await self._task
+        host, port = listener.getsockname()[:2]
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_request():
-            self._forget_head()
+    async def wait(self) -> None:
+        """Return when the server has ended; raise what ended it."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def stop(self) -> None:
+        """Say "not ready" for `cloud.drain_notice_s`, take no more connections, let open requests finish, then end."""
+        if self._server is None or self._task is None:
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > HEAD_BYTES_MAX and not self._discarding():
-            self.transport.close()
-        elif self._deadline is None:
-            self._expect_head()
+        if isinstance(self._app, Shell):
+            self._app.drain()
+            # Whoever balances load looks at /readyz every few seconds and must see it before the door is shut.
+            await asyncio.sleep(self._settings.drain_notice_s)
+        self._server.should_exit = True
+        await self._task
+        self._server = self._task = None
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_head()
-        super().connection_lost(exc)
 
-    def _in_request(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def _discarding(self) -> bool:
-        # The rest of a body whose request was answered early is not a head; its time is bounded all the same.
-        return self.cycle is not None and self.cycle.more_body
-
-    def _expect_head(self) -> None:
-        self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
-
-    def _forget_head(self) -> None:
-        self._head_bytes = 0
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _give_up(self) -> None:
-        self._deadline = None
-        if not self._in_request():
-            self.transport.close()
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return the TLS settings of a server from PEM files; raise UsageError that names the file which is wrong."""
+    for option, file in (("--tls-cert", certificate), ("--tls-key", key)):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise UsageError(f"{option} {file}: cannot be read ({error.strerror})") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # The password is asked for by nobody: a server that waits for a terminal does not start.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        raise UsageError(
+            f"--tls-cert {certificate}, --tls-key {key}: not a certificate chain and its key in PEM, without a"
+            f" password ({error})"
+        ) from error
+    return context
 
 
 class _Uvicorn(uvicorn.Server):
@@ -99,57 +130,9 @@ class _Uvicorn(uvicorn.Server):
         self.listening.set()
 
 
-class CloudServer:
-    """Serves an app on one address: `url = await server.start()` ... `await server.stop()`."""
-
-    def __init__(self, app: ASGIApp, settings: Cloud, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Prepare; port 0 lets the system pick one."""
-        self._address = (host, port)
-        self._settings = settings
-        self._app = app
-        options: Any = {
-            "http": BoundedProtocol,
-            "ws": "none",
-            "lifespan": "off",
-            "log_config": None,
-            "access_log": False,
-            "server_header": False,
-            "timeout_keep_alive": IDLE_TIMEOUT_S,
-            "timeout_graceful_shutdown": settings.drain_timeout_s,
-            "limit_concurrency": CONNECTIONS_MAX + settings.streams_max,
-            "backlog": BACKLOG,
-        }
-        self._config = uvicorn.Config(app, **options)
-        self._server: _Uvicorn | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> str:
-        """Listen and return the URL; raise UsageError when the address cannot be had."""
-        listener = _listen(*self._address)
-        self._server = _Uvicorn(self._config)
-        self._task = asyncio.create_task(self._server.serve([listener]), name="cloud-server")
-        waiting = asyncio.create_task(self._server.listening.wait(), name="cloud-listening")
-        await asyncio.wait({self._task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if self._task.done():
-            await self._task
-        host, port = listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-    async def wait(self) -> None:
-        """Return when the server has ended; raise what ended it."""
-        if self._task is not None:
-            await asyncio.shield(self._task)
-
-    async def stop(self) -> None:
-        """Take no more connections, let open requests finish within `cloud.drain_timeout_s`, then end."""
-        if self._server is None or self._task is None:
-            return
-        if isinstance(self._app, Shell):
-            self._app.drain()
-        self._server.should_exit = True
-        await self._task
-        self._server = self._task = None
+def _protocol(connections_max: int) -> type[BoundedProtocol]:
+    # uvicorn makes connections by calling the class, so what they must know has to be in it.
+    return type("CloudProtocol", (BoundedProtocol,), {"connections_max": connections_max})
 
 
 def _listen(host: str, port: int) -> socket.socket:

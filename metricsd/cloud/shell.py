@@ -1,11 +1,10 @@
-"""The outermost layer of the app: security headers, the deadline of an answer, and one measurement per request.
+"""The outermost layer of the app: security headers and one measurement per request.
 
 It sees every answer, errors of the framework included, which inner layers do not.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
@@ -14,8 +13,6 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from metricsd.cloud.metrics import Metrics
 
-SEND_TIMEOUT_S = 30.0
-"""A client that does not read its answer is dropped after this."""
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -35,7 +32,7 @@ class Shell:
         self._on_drain = on_drain
 
     def drain(self) -> None:
-        """End what would stay open by itself, because the process is about to stop."""
+        """Be ready no longer and end what would stay open by itself, because the process is about to stop."""
         self._on_drain()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,8 +49,7 @@ class Shell:
                 # A stream stays open for hours; what counts is how long its answer took to begin.
                 status, took_s = message["status"], time.perf_counter() - began
                 message["headers"] = [*message.get("headers", []), *HEADERS]
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send(message)
+            await send(message)
 
         try:
             await self._inner(scope, receive, send_dressed)

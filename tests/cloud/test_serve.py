@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ import httpx
 import pytest
 import zstandard
 
-from metricsd.cloud import serve
+from metricsd.cloud import connection, serve
 from metricsd.cloud.app import create_app
 from metricsd.cloud.serve import CloudServer
 from metricsd.errors import UsageError
@@ -129,8 +130,8 @@ async def test_a_taken_port_is_one_clear_line(server: tuple[str, CloudUnderTest]
 async def test_a_head_that_does_not_come_is_given_up(
     server: tuple[str, CloudUnderTest], sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a new connection and on one that has served a request."""
-    monkeypatch.setattr(serve, "HEAD_TIMEOUT_S", 0.1)
+    """On a new connection and on one that has served a request: 408 once a part of it came, else a plain end."""
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.1)
     for before in (b"", b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"):
         if before and not sent:
             continue  # an idle connection is not a slow head
@@ -139,7 +140,11 @@ async def test_a_head_that_does_not_come_is_given_up(
             writer.write(before)
             await reader.readuntil(b'"ok"}')
         writer.write(sent)
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        answer = await asyncio.wait_for(reader.read(), 5)
+        if sent:
+            assert refusal(answer) == (408, "slow_head")
+        else:
+            assert answer == b""
         writer.close()
 
 
@@ -147,13 +152,95 @@ async def test_a_head_without_end_is_cut(server: tuple[str, CloudUnderTest]) -> 
     """Headers are bounded in bytes, before they are complete."""
     reader, writer = await asyncio.open_connection(*address_of(server[0]))
     writer.write(b"GET /healthz HTTP/1.1\r\nhost: a\r\n")
-    with contextlib.suppress(ConnectionError):
-        for _ in range(200):
-            writer.write(b"x: " + b"y" * 1000 + b"\r\n")
-            await writer.drain()
-            await asyncio.sleep(0)
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+    # A little above the limit: what is sent after the end would turn the answer into a reset.
+    writer.write(b"x: " + b"y" * (connection.HEAD_BYTES_MAX + 10) + b"\r\n")
+    answer = await asyncio.wait_for(reader.read(), 5)
+    assert refusal(answer) == (431, "head_too_large")
     writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01", b"HELO there\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+async def test_what_is_not_http_gets_a_problem_document(server: tuple[str, CloudUnderTest], sent: bytes) -> None:
+    """Like every other refusal, and the connection ends."""
+    reader, writer = await asyncio.open_connection(*address_of(server[0]))
+    writer.write(sent)
+    assert refusal(await asyncio.wait_for(reader.read(), 5)) == (400, "bad_http")
+    writer.close()
+
+
+async def test_a_connection_too_many_is_answered(cloud: CloudUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 that names the limit and says when to come back, and room again once others have gone."""
+    monkeypatch.setattr(serve, "CONNECTIONS_MAX", 2)
+    app: Any = create_app(cloud.backend, cloud.settings._replace(streams_max=0), cloud.clock)
+    running = CloudServer(app, cloud.settings._replace(streams_max=0))
+    url = await running.start()
+    held = [await asyncio.open_connection(*address_of(url)) for _ in range(2)]
+    for reader, writer in held:
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        await reader.readuntil(b'"ok"}')
+    async with http(url) as client:
+        reply = await client.get("/healthz")
+        assert reply.status_code == 503 and int(reply.headers["retry-after"]) > 0
+        assert reply.json()["limit"] == "connections_max"
+    for _, writer in held:
+        writer.close()
+        await writer.wait_closed()
+    deadline = time.monotonic() + 5
+    async with http(url) as client:
+        while (await client.get("/healthz")).status_code != 200:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+    await running.stop()
+
+
+async def test_an_answer_that_is_not_read_is_given_up(
+    server: tuple[str, CloudUnderTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection ends, and with it what it held."""
+    monkeypatch.setattr(connection, "SEND_TIMEOUT_S", 0.1)
+    url, cloud = server
+    device, other = await cloud.device(), await cloud.device()
+    await other.push(events(1000, session="s" * 400))
+    # A small receive buffer, and nobody who reads.
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(address_of(url))
+    ask = f"GET /sync/v1/changes HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {device.token}\r\n\r\n"
+    sock.sendall(ask.encode() * 20)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            sock.send(b"x")
+        except OSError:
+            break
+        assert time.monotonic() < deadline, "still connected"
+        await asyncio.sleep(0.02)
+    sock.close()
+    async with http(url) as client:
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_not_ready_is_said_before_the_door_is_shut(cloud: CloudUnderTest) -> None:
+    """While a stop is announced /readyz says no and requests are still answered."""
+    settings = cloud.settings._replace(drain_notice_s=0.5)
+    app: Any = create_app(cloud.backend, settings, cloud.clock)
+    running = CloudServer(app, settings)
+    url = await running.start()
+    async with http(url) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        stop = asyncio.create_task(running.stop())
+        await asyncio.sleep(0)
+        reply = await client.get("/readyz")
+        assert (reply.status_code, reply.json()["code"]) == (503, "draining")
+        assert (await client.get("/healthz")).status_code == 200
+    await stop
+
+
+def refusal(answer: bytes) -> tuple[int, str]:
+    """Return (status, code) of a raw answer, which must be a problem document."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head.lower()
+    return int(head.split(b" ")[1]), json.loads(body)["code"]
 
 
 async def test_a_client_that_sends_a_byte_at_a_time_holds_up_nobody(server: tuple[str, CloudUnderTest]) -> None:
