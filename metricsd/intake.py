@@ -11,7 +11,7 @@ from typing import NamedTuple
 from metricsd.clock import Clock
 from metricsd.config import Config, Paths
 from metricsd.errors import StoreUnavailable
-from metricsd.identity import load_identity
+from metricsd.identity import Identity, load_identity
 from metricsd.spool import ensure_spool
 from metricsd.store import sources
 from metricsd.store.backup import sweep_partials
@@ -34,6 +34,17 @@ class Intake(NamedTuple):
 
 def open_intake(paths: Paths, config: Config, clock: Clock) -> Intake:
     """Open, making what is missing; raise StoreError or ConfigError that says what to do."""
+    identity = prepare(paths)
+    store = Store.open(paths.store, clock=clock, backups=paths.backups)
+    try:
+        return Intake(store, make_tail(store, paths, config, identity)[1])
+    except BaseException:
+        store.close()
+        raise
+
+
+def prepare(paths: Paths) -> Identity:
+    """Return this installation's identity and make the spool: what taking in needs beside the store."""
     try:
         identity = load_identity(paths)
     except OSError as error:
@@ -41,15 +52,14 @@ def open_intake(paths: Paths, config: Config, clock: Clock) -> Intake:
             f"{paths.identity}: cannot be written ({error.strerror}): free disk space or repair the folder's permissions"
         ) from error
     ensure_spool(paths.spool)
-    store = Store.open(paths.store, clock=clock, backups=paths.backups)
-    try:
-        with translated(paths.backups):
-            sweep_partials(paths.backups)
-        with translated(paths.store):
-            checkpoints = sources.load_all(store)
-    except BaseException:
-        store.close()
-        raise
+    return identity
+
+
+def make_tail(store: Store, paths: Paths, config: Config, identity: Identity) -> tuple[Ingest, Tail]:
+    """Return the tail that reads this home's files into an open store, from where it left off, and its sink."""
+    with translated(paths.backups):
+        sweep_partials(paths.backups)
+    with translated(paths.store):
+        checkpoints = sources.load_all(store)
     ingest = Ingest(store, quarantine_bytes_max=config.store.quarantine_bytes_max)
-    tail = Tail(ingest, paths.spool, config.tail, identity.installation_key, clock, checkpoints)
-    return Intake(store, tail)
+    return ingest, Tail(ingest, paths.spool, config.tail, identity.installation_key, store.clock, checkpoints)

@@ -26,9 +26,9 @@ def backup(store: Store, folder: Path, *, keep: int) -> Path | None:
         store.db.execute("VACUUM INTO ?", (str(partial),))
         crash_point("during_backup")
         partial.chmod(0o600)
-        _sync(partial)
+        sync_path(partial)
         partial.replace(target)
-        _sync(folder)
+        sync_path(folder)
         for old in sorted(folder.glob(_PATTERN))[:-keep]:
             old.unlink(missing_ok=True)
     return target
@@ -45,7 +45,13 @@ def newest_backup(folder: Path) -> Path | None:
     return max(folder.glob(_PATTERN), default=None)
 
 
-def _sync(path: Path) -> None:
+def backups_newest_first(folder: Path) -> list[Path]:
+    """Return the nightly copies, then the copies made before schema steps, each newest first."""
+    return [*sorted(folder.glob(_PATTERN), reverse=True), *sorted(folder.glob("before-schema-*.db"), reverse=True)]
+
+
+def sync_path(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

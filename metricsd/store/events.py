@@ -8,7 +8,7 @@ outbox; events of other devices take negative positions.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,13 +28,13 @@ OUTCOMES: tuple[str, ...] = ("ok", "failed", "interrupted", "denied")
 OTHER_OUTCOME = 16
 _OUTCOME_CODES = {text: code for code, text in enumerate(OUTCOMES)}
 
-_COLUMNS = (
+COLUMNS = (
     "pos, id, at, device, type, session, tool, outcome, duration_ms, call, project, branch, subject, "
     "input_bytes, output_bytes, lines_added, lines_removed, tags, batch, more"
 )
-_INSERT = f"INSERT OR IGNORE INTO event ({_COLUMNS}) VALUES ({', '.join('?' * 20)})"
+_INSERT = f"INSERT OR IGNORE INTO event ({COLUMNS}) VALUES ({', '.join('?' * 20)})"
 _SELECT = f"""
-SELECT {", ".join("event." + name for name in _COLUMNS.split(", "))}, t.app, t.kind, t.name, s.session_id
+SELECT {", ".join("event." + name for name in COLUMNS.split(", "))}, t.app, t.kind, t.name, s.session_id
 FROM event JOIN event_type AS t ON t.id = event.type LEFT JOIN session AS s ON s.id = event.session
 """
 _IDS_PER_QUERY = 500
@@ -89,13 +89,13 @@ def last_pos(store: Store) -> int:
 def read_own(store: Store, after_pos: int, limit: int) -> list[tuple[int, EventId, Event]]:
     """Return up to `limit` own events behind `after_pos`, in position order."""
     rows = store.db.execute(_SELECT + " WHERE pos > max(?, 0) ORDER BY pos LIMIT ?", (after_pos, limit))
-    return [_from_row(store, row) for row in rows]
+    return [from_row(store.terms.name, row) for row in rows]
 
 
 def read_newest(store: Store, limit: int) -> list[tuple[int, EventId, Event]]:
     """Return the newest own events, newest first."""
     rows = store.db.execute(_SELECT + " WHERE pos > 0 ORDER BY pos DESC LIMIT ?", (limit,))
-    return [_from_row(store, row) for row in rows]
+    return [from_row(store.terms.name, row) for row in rows]
 
 
 def locate(store: Store, ids: Iterable[EventId]) -> dict[EventId, tuple[int, int]]:
@@ -122,7 +122,7 @@ def move(store: Store, positions: Sequence[int], to_device: int) -> None:
         marks = ", ".join("?" * len(some))
         by_device: dict[int, list[Identified]] = {}
         for row in store.db.execute(f"{_SELECT} WHERE pos IN ({marks}) AND device != ?", (*some, to_device)):
-            _, event_id, event = _from_row(store, row)
+            _, event_id, event = from_row(store.terms.name, row)
             by_device.setdefault(row[3], []).append(Identified(event_id, event))
         for device, items in by_device.items():
             _move_totals(store, items, device, to_device, own)
@@ -262,10 +262,12 @@ def _move_totals(store: Store, items: list[Identified], source: int, target: int
         add_tallies(store, target, won.tallies)
 
 
-def _from_row(store: Store, row: sqlite3.Row | tuple[Any, ...]) -> tuple[int, EventId, Event]:
+def from_row(
+    term: Callable[[int | None], str | None], row: sqlite3.Row | tuple[Any, ...]
+) -> tuple[int, EventId, Event]:
+    """Return position, id and event of a row of COLUMNS and of its type and session; `term` knows interned strings."""
     (pos, event_id, at, _device, _type, _session, tool, outcome, duration_ms, call, project, branch, subject,
      input_bytes, output_bytes, lines_added, lines_removed, tags, batch, more, app, kind, name, session_id) = row  # fmt: skip
-    term = store.terms.name
     texts = _decode_tags(term(tags) or "{}") if tags else {}
     numbers = _decode_more(more) if more else {}
     special = {key: texts.pop(key, None) for key in ("/model", "/agent", "/reason")}
@@ -277,7 +279,7 @@ def _from_row(store: Store, row: sqlite3.Row | tuple[Any, ...]) -> tuple[int, Ev
         app=app,
         session=session_id,
         tool=term(tool),
-        outcome=_outcome_text(store, outcome),
+        outcome=_outcome_text(term, outcome),
         duration_ms=duration_ms,
         call=unpack_call(call),
         project=term(project),
@@ -296,10 +298,10 @@ def _from_row(store: Store, row: sqlite3.Row | tuple[Any, ...]) -> tuple[int, Ev
     return pos, EventId(event_id), event
 
 
-def _outcome_text(store: Store, code: int | None) -> str | None:
+def _outcome_text(term: Callable[[int | None], str | None], code: int | None) -> str | None:
     if code is None:
         return None
-    return OUTCOMES[code] if code < len(OUTCOMES) else store.terms.name(code - OTHER_OUTCOME)
+    return OUTCOMES[code] if code < len(OUTCOMES) else term(code - OTHER_OUTCOME)
 
 
 def is_tool_call(event: Event) -> bool:

@@ -7,6 +7,7 @@ own calls in memory and is rebuilt from the table after a start or a rollback; a
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from metricsd.ids import EventId
 from metricsd.store import events
@@ -14,7 +15,7 @@ from metricsd.store.connection import Store
 from metricsd.store.events import Identified
 
 WINDOW_CALLS = 4096
-_Key = tuple[str, str | None, str, str]
+CallKey = tuple[str, str | None, str, str]
 
 
 class RecentCalls:
@@ -22,7 +23,13 @@ class RecentCalls:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen: OrderedDict[_Key, EventId] = OrderedDict()
+        self._seen: OrderedDict[CallKey, EventId] = OrderedDict()
+        self._expected: dict[CallKey, EventId] = {}
+        self._stale = True
+
+    def expect(self, calls: Mapping[CallKey, EventId]) -> None:
+        """Take calls that the cloud was given before the store had them: of two captures of one, theirs is kept."""
+        self._expected = dict(calls)
         self._stale = True
 
     def forget(self) -> None:
@@ -31,7 +38,7 @@ class RecentCalls:
 
     def _rebuild(self) -> None:
         self._stale = False
-        self._seen.clear()
+        self._seen = OrderedDict(self._expected)
         for _, event_id, event in reversed(events.read_newest(self._store, WINDOW_CALLS)):
             if event.call is not None:
                 self._seen[(event.app, event.session, event.call, event.name)] = event_id
@@ -52,6 +59,6 @@ class RecentCalls:
                 elif first != event_id:
                     continue
             kept.append(item)
-        while len(seen) > WINDOW_CALLS:
+        while len(seen) > WINDOW_CALLS + len(self._expected):
             seen.popitem(last=False)
         return kept

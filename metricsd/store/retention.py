@@ -14,6 +14,9 @@ from metricsd.store.ingest import FOLD_BEFORE
 
 DAY_US = 86400 * US_PER_S
 ROWS_PER_TRANSACTION = 5000
+ROOM_KEPT_US = DAY_US
+"""However short room is, the last day stays: lines of it may still be on their way."""
+_NTH_OLDEST = "SELECT max(at) FROM (SELECT at FROM event WHERE pos <= ? ORDER BY at LIMIT ?)"
 _DROP = """
 DELETE FROM event WHERE pos IN (SELECT pos FROM event WHERE at < ? AND pos <= ? LIMIT ?)
 """
@@ -30,6 +33,10 @@ def fold(store: Store, *, days: int, synced_through: int | None) -> int:
     with store.transaction(full=True):
         state.put(store, FOLD_BEFORE, horizon)
     newest = state.get_int(store, "last_pos") if synced_through is None else synced_through
+    return _drop(store, horizon, newest)
+
+
+def _drop(store: Store, horizon: int, newest: int) -> int:
     dropped = 0
     while True:
         with store.transaction():
@@ -38,3 +45,19 @@ def fold(store: Store, *, days: int, synced_through: int | None) -> int:
         dropped += rows
         if rows < ROWS_PER_TRANSACTION:
             return dropped
+
+
+def make_room(store: Store, rows: int, *, synced_through: int | None) -> int:
+    """Drop about `rows` of the oldest events that the cloud has, by the rule of `fold`; return how many went.
+
+    Nothing of the last day goes, and nothing at all where there is no cloud. The space is used again inside the file.
+    """
+    if synced_through is None:
+        return 0
+    found = store.db.execute(_NTH_OLDEST, (synced_through, rows)).fetchone()
+    if found is None or found[0] is None:
+        return 0
+    horizon = max(min(found[0] + 1, store.clock.now_us() - ROOM_KEPT_US), state.get_int(store, FOLD_BEFORE))
+    with store.transaction(full=True):
+        state.put(store, FOLD_BEFORE, horizon)
+    return _drop(store, horizon, synced_through)
