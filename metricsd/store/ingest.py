@@ -7,17 +7,18 @@ This is the promise of exactly once: events and the offset that covers them comm
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from metricsd.crash import crash_point
 from metricsd.errors import MetricsdError
+from metricsd.ids import EventId
 from metricsd.model import Event, Kind, Outcome
 from metricsd.store import events, quarantine, sources, state
 from metricsd.store.connection import Store
 from metricsd.store.events import Identified
 from metricsd.store.quarantine import Reject
-from metricsd.store.recent import RecentCalls
+from metricsd.store.recent import CallKey, RecentCalls
 from metricsd.store.sources import Checkpoint
 
 SWEEPS_PER_CAP = 8
@@ -63,6 +64,10 @@ class Ingest:
         self._quarantine_bytes_max = quarantine_bytes_max
         self._unswept_bytes = 0
         self._recent = RecentCalls(store)
+
+    def expect(self, calls: Mapping[CallKey, EventId]) -> None:
+        """Take calls that the cloud has already: of two captures of one fact the other one is dropped."""
+        self._recent.expect(calls)
 
     def take(
         self,
