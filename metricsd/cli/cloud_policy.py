@@ -10,11 +10,9 @@ from pathlib import Path
 
 import click
 
-from metricsd.cli.cloud import database_option, json_option, when, with_backend
+from metricsd.cli.cloud_options import actor, database_option, json_option, tenant_option, when, with_backend
 from metricsd.clock import SystemClock
 from metricsd.errors import UsageError
-
-tenant_option = click.option("--tenant", "tenant_name", required=True, help="The tenant's name.")
 
 
 @click.group()
@@ -39,7 +37,7 @@ def policy_set(tenant_name: str, file: Path, database: str | None, as_json: bool
         raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
     made = with_backend(
         database,
-        lambda backend: set_policy(backend, backend.directory, tenant_name, raw, str(file), SystemClock()),
+        lambda backend: set_policy(backend, tenant_name, raw, str(file), SystemClock(), actor=actor()),
     )
     if as_json:
         click.echo(json.dumps({"tenant": tenant_name, "version": made.version, "sha256": made.sha256}))
@@ -55,7 +53,7 @@ def policy_show(tenant_name: str, database: str | None, as_json: bool) -> None:
     """Print the tenant's policy."""
     from metricsd.cloud.policies import show_policy
 
-    found = with_backend(database, lambda backend: show_policy(backend, backend.directory, tenant_name))
+    found = with_backend(database, lambda backend: show_policy(backend, tenant_name))
     if as_json:
         row = None
         if found is not None:

@@ -7,34 +7,32 @@ this cloud. It is data: a `custom` rule can only name a plug-in that a device ha
 from __future__ import annotations
 
 from metricsd.clock import Clock
-from metricsd.cloud.backend import Backend, TenantPolicy
-from metricsd.cloud.registry import Registry
-from metricsd.cloud.tenants import find_tenant
-from metricsd.errors import UsageError
+from metricsd.cloud.access import Act
+from metricsd.cloud.backend import TenantPolicy
+from metricsd.cloud.registry import AdminBackend
+from metricsd.cloud.tenants import LOCAL_ACTOR, get_tenant
 from metricsd.policy import parse
 
 
 async def set_policy(
-    backend: Backend, registry: Registry, tenant: str, raw: bytes, source: str, clock: Clock
+    backend: AdminBackend, tenant: str, raw: bytes, source: str, clock: Clock, *, actor: str = LOCAL_ACTOR
 ) -> TenantPolicy:
     """Make a file's bytes the tenant's policy; raise PolicyError that names `source` and line."""
     # Every mistake is one of the file: nothing that a device could not use is handed out.
     checked = parse(raw, source, layer="tenant")
-    found = await find_tenant(registry, tenant)
-    if found is None:
-        raise _no_tenant(tenant)
+    found, now = await get_tenant(backend.directory, tenant), clock.now_us()
     async with backend.tenant(found) as store:
-        return await store.put_policy(raw.decode(), checked.sha256, clock.now_us())
+        made = await store.put_policy(raw.decode(), checked.sha256, now)
+    # The policy lies in the tenant's database, so its act follows it; a crash in between leaves a version without one.
+    detail = {"version": str(made.version), "sha256": made.sha256}
+    await backend.directory.keep_act(
+        Act(actor=actor, action="policy.set", tenant=tenant, subject=found.id, at=now, detail=detail)
+    )
+    return made
 
 
-async def show_policy(backend: Backend, registry: Registry, tenant: str) -> TenantPolicy | None:
+async def show_policy(backend: AdminBackend, tenant: str) -> TenantPolicy | None:
     """Return the tenant's policy, None if it has none; raise UsageError for an unknown tenant."""
-    found = await find_tenant(registry, tenant)
-    if found is None:
-        raise _no_tenant(tenant)
+    found = await get_tenant(backend.directory, tenant)
     async with backend.tenant(found) as store:
         return await store.find_policy()
-
-
-def _no_tenant(name: str) -> UsageError:
-    return UsageError(f"there is no tenant {name!r}: see `metricsd cloud tenant list`")

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from metricsd.cli.cloud import cloud as commands
-from metricsd.cli.cloud import parse_expiry
+from metricsd.cli.cloud_options import parse_expiry
 from metricsd.config import Paths
 from metricsd.errors import UsageError
 from tests.cloud.processes import ServerProcess

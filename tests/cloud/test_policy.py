@@ -26,7 +26,7 @@ STEPS = load_steps("metricsd.cloud.schema.tenant")
 
 async def give(cloud: CloudUnderTest, text: str | bytes, tenant: str = "acme") -> str:
     raw = text if isinstance(text, bytes) else text.encode()
-    made = await set_policy(cloud.backend, cloud.backend.directory, tenant, raw, "team.toml", cloud.clock)
+    made = await set_policy(cloud.backend, tenant, raw, "team.toml", cloud.clock)
     assert made.sha256 == hashlib.sha256(raw).hexdigest()
     return f'"{made.version}-{made.sha256}"'
 

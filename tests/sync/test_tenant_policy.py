@@ -22,7 +22,7 @@ FETCH = "GET /sync/v1/policy"
 async def give(world: World, text: str) -> None:
     """Set the tenant's policy, as the command does beside a running server."""
     backend = SqliteBackend(world.folder, CLOUD, world.clock)
-    await set_policy(backend, backend.directory, "team", text.encode(), "team.toml", world.clock)
+    await set_policy(backend, "team", text.encode(), "team.toml", world.clock)
     await backend.close()
 
 
