@@ -98,6 +98,8 @@ class SqliteBackend:
     @staticmethod
     async def _opened(entry: _Open) -> SqliteTenant:
         try:
+            if entry.store.done():
+                return entry.store.result()
             # Shielded: one client that hangs up must not break the opening that others wait for.
             return await asyncio.shield(entry.store)
         except (OSError, sqlite3.OperationalError) as error:

@@ -16,6 +16,7 @@ from metricsd.clock import Clock
 from metricsd.cloud.access import Act, NewDevice, Scope, Tenant, Token
 from metricsd.cloud.audit import chained
 from metricsd.cloud.registry import AuditHead, AuditRow
+from metricsd.cloud.sqlite_cache import FileCache
 from metricsd.cloud.sqlite_file import FileThread, open_file
 from metricsd.schema import load_steps
 
@@ -33,6 +34,7 @@ class ControlFile:
         self._clock = clock
         self._reader = FileThread(reading, name="directory-read")
         self._writer = FileThread(writing, name="directory-write", begin="BEGIN IMMEDIATE")
+        self._tokens: FileCache[Token | None] = FileCache(folder / FILE_NAME)
 
     async def keep_act(self, act: Act) -> None:
         await self._writer.run(lambda db: keep(db, act))
@@ -46,6 +48,7 @@ class ControlFile:
         return await self._reader.run(_head)
 
     def close(self) -> None:
+        self._tokens.close()
         self._reader.close()
         self._writer.close()
 

@@ -1,6 +1,7 @@
 """The control database on SQLite: tenants and the hashes of tokens; enrolment and people have files of their own.
 
-Nothing is remembered between requests, so a revocation by any process counts for the next request of every other.
+Nothing is remembered beyond the next commit of anybody, so a revocation by any process counts for the next request of
+every other.
 Writes are short transactions of their own with `synchronous=FULL`; commands may run while a server does.
 """
 
@@ -10,6 +11,7 @@ import hmac
 import json
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from metricsd.cloud.access import Act, Scope, Tenant, Token
@@ -42,16 +44,22 @@ _FORGET = (
 )
 
 
+def _find(digest: bytes, db: sqlite3.Connection) -> Token | None:
+    rows = db.execute(_FIND + "WHERE token.lookup = ?", (digest[:LOOKUP_BYTES],)).fetchall()
+    # Every candidate is compared whole and in constant time.
+    matching = [row for row in rows if hmac.compare_digest(row[1], digest)]
+    return _token(matching[0]) if matching else None
+
+
 class SqliteDirectory(SqliteEnrolment, SqlitePeople):
     """`Control` over one file."""
 
     async def find_token(self, digest: bytes) -> Token | None:
-        rows = await self._reader.run(
-            lambda db: db.execute(_FIND + "WHERE token.lookup = ?", (digest[:LOOKUP_BYTES],)).fetchall()
-        )
-        # Every candidate is compared whole and in constant time.
-        matching = [row for row in rows if hmac.compare_digest(row[1], digest)]
-        return _token(matching[0]) if matching else None
+        # Every request asks this: no thread is woken for a token that is known and a file that nobody has changed.
+        try:
+            return self._tokens.get(digest, partial(_find, digest))
+        except sqlite3.OperationalError:
+            return await self._reader.run(partial(_find, digest))
 
     async def find_token_by_id(self, token_id: str) -> Token | None:
         row = await self._reader.run(lambda db: db.execute(_FIND + "WHERE token.id = ?", (token_id,)).fetchone())
