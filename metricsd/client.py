@@ -177,7 +177,7 @@ class CloudClient:
             raise _not_ours(self.url, answer)
 
     async def enrol(self, name: str, parent: str | None = None) -> EnrolReply:
-        """Make this installation a device; with `parent`, after a fork."""
+        """Make this installation a device, by an enrolment token or code; with `parent`, after a fork."""
         return await self._post("/devices", EnrolRequest(name=name, parent=parent), EnrolReply)
 
     async def capabilities(self) -> Capabilities:
@@ -367,8 +367,12 @@ def _refusal(url: str, answer: Answer) -> CloudError:
     if problem is None:
         return _not_ours(url, answer)
     said = _said(problem)
+    if status == HTTPStatus.FORBIDDEN and problem.code == "tenant_suspended":
+        return AuthError(
+            f"{url} lets nobody of this tenant in ({said}); what is here is kept: `metricsd sync --now` then"
+        )
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return AuthError(f"{url} does not accept this login ({said}): run `metricsd login {url}` with a new token")
+        return AuthError(f"{url} does not accept this login ({said}): run `metricsd login {url}` with a new code")
     if status == HTTPStatus.CONFLICT and problem.code == "stream_fork":
         return StreamForked(f"{url}: {said}")
     if status == HTTPStatus.GONE and problem.code == "cursor_expired":

@@ -1,8 +1,8 @@
 """`login` and `logout`: make this installation a device of a cloud, and forget that again.
 
-The token is read from stdin or asked for without echo, never taken as an argument, because arguments are in every
-process list and shell history. Logging out deletes the secrets alone; what was recorded stays and is offered again
-at the next login.
+A one-time enrolment code may be an argument, because it is worth nothing once it was used. A token is read from stdin or
+asked for without echo, never taken as an argument: those are in every process list and shell history. Logging out
+deletes the secrets alone; what was recorded stays and is offered again at the next login.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import click
 
 from metricsd import identity
+from metricsd.cloud.codes import parse_code
 from metricsd.config import find_paths, load_config
 from metricsd.errors import UsageError
 
@@ -22,12 +23,13 @@ TOKEN_CHARS_MAX = 4096
 
 @click.command()
 @click.argument("url")
-@click.option("--token-stdin", is_flag=True, help="Read the enrolment token from stdin instead of asking for it.")
+@click.option("--code", help="The one-time enrolment code, instead of asking for it.")
+@click.option("--token-stdin", is_flag=True, help="Read the enrolment token or code from stdin instead.")
 @click.option(
     "--name", default="", metavar="LABEL", help="What this device is called in the cloud; nothing is guessed."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; fields are only added.")
-def login(url: str, token_stdin: bool, name: str, as_json: bool) -> None:
+def login(url: str, code: str | None, token_stdin: bool, name: str, as_json: bool) -> None:
     """Make this installation a device of the cloud at URL."""
     from metricsd.client import check_url
     from metricsd.sync.login import login as enrol
@@ -35,7 +37,7 @@ def login(url: str, token_stdin: bool, name: str, as_json: bool) -> None:
     paths = find_paths()
     settings = load_config(paths).sync
     base = check_url(url)
-    done = asyncio.run(enrol(paths, base, _token(token_stdin), name, settings))
+    done = asyncio.run(enrol(paths, base, _secret(code, token_stdin), name, settings))
     if as_json:
         shown = {"url": done.url, "tenant": done.tenant, "user": done.user, "device_id": done.device_id}
         click.echo(json.dumps(shown))
@@ -55,14 +57,33 @@ def logout(as_json: bool) -> None:
     click.echo("logged out: events are kept here and sent after the next login" if was_in else "not logged in")
 
 
-def _token(from_stdin: bool) -> str:
+def _secret(code: str | None, from_stdin: bool) -> str:
+    """Return the code, in its one form, or the token that this device enrols with; raise UsageError without one."""
+    if code is not None and from_stdin:
+        raise UsageError("--code and --token-stdin are two ways for one thing: give one of them")
+    if code is not None:
+        return _code(code)
     if from_stdin:
         text = sys.stdin.read(TOKEN_CHARS_MAX + 1)
     elif sys.stdin.isatty():
-        text = str(click.prompt("enrolment token", hide_input=True, err=True))
+        text = _asked()
     else:
-        raise UsageError("there is no terminal to ask for the token: pipe it in with --token-stdin")
+        raise UsageError("there is no terminal to ask for the code: give --code, or pipe it in with --token-stdin")
     token = text.strip()
     if not token or len(token) > TOKEN_CHARS_MAX:
-        raise UsageError("no usable token was given: `metricsd cloud token create` prints one")
-    return token
+        raise UsageError("no usable code was given: `metricsd cloud enrol` prints one")
+    found = parse_code(token)
+    return token if found is None else found.text()
+
+
+def _asked() -> str:
+    text = str(click.prompt("enrolment code (Enter to give a token instead)", default="", show_default=False, err=True))
+    return text if text.strip() else str(click.prompt("enrolment token", hide_input=True, err=True))
+
+
+def _code(text: str) -> str:
+    found = parse_code(text)
+    if found is None:
+        # What is not a code may be a token, which must not be repeated on a screen.
+        raise UsageError("--code is twelve letters and digits such as 7K3M-9QPD-X2FW; a token goes in by --token-stdin")
+    return found.text()

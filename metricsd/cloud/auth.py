@@ -65,7 +65,7 @@ def bearer_of(authorization: str | None) -> str:
 
 def bad_token() -> Refused:
     """Return the one answer for all bad tokens and codes, so that nobody learns which ones ever existed."""
-    return refuse(401, "bad_token", "the token is unknown, revoked or expired")
+    return refuse(401, "bad_token", "the token or code is unknown, revoked, used up or expired")
 
 
 def check_tenant(tenant: Tenant) -> None:

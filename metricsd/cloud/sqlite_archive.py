@@ -21,7 +21,7 @@ from metricsd.schema import load_steps
 
 PAGE_BYTES_MAX = 8 * 1024 * 1024
 """Texts in one page: a thousand records of the largest size must not be built in memory."""
-SUFFIXES = ("", "-wal", "-shm")
+SUFFIXES = ("", "-wal")
 _EVENTS = f"SELECT {EVENT_COLUMNS}, user FROM event WHERE change > ? ORDER BY change LIMIT ?"  # noqa: S608 - a constant
 # Records are indexed by (user, change): each user's come in order, and there are few users.
 _RECORDS = f"SELECT {RECORD_COLUMNS}, user FROM record WHERE user = ? AND change > ? ORDER BY change LIMIT ?"  # noqa: S608

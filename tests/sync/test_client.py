@@ -98,6 +98,7 @@ def test_an_address_that_must_not_be_used_says_why(url: str, said: str) -> None:
     [
         (problem(401, "unauthorized"), AuthError, "metricsd login"),
         (problem(403, "forbidden"), AuthError, "metricsd login"),
+        (problem(403, "tenant_suspended"), AuthError, "because.*sync --now"),
         (problem(409, "stream_fork"), StreamForked, "because"),
         (problem(409, "gap"), CloudRefused, "gap"),
         (problem(410, "history_changed"), HistoryChanged, "because"),
