@@ -14,6 +14,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from metricsd.cloud.access import Act, EnrolCode, NewDevice, Scope, Tenant, Token
+from metricsd.cloud.rate import Meter
 from metricsd.protocol import (
     ChangesReply,
     EventResult,
@@ -260,6 +261,9 @@ class Backend(Protocol):
 
     @property
     def directory(self) -> Directory: ...
+
+    @property
+    def meter(self) -> Meter: ...
 
     def tenant(self, tenant: Tenant) -> AbstractAsyncContextManager[TenantStore]:
         """Hold a tenant's store open while the context lasts."""

@@ -18,6 +18,8 @@ from metricsd.cloud.backend import Backend, Scope, Token
 from metricsd.cloud.budget import Budget, Share
 from metricsd.cloud.metrics import Metrics
 from metricsd.cloud.problems import busy, refuse
+from metricsd.cloud.quota import Quotas
+from metricsd.cloud.rate import Rates
 from metricsd.cloud.streams import Streams
 from metricsd.config import Cloud
 
@@ -54,6 +56,8 @@ class Cloudlet:
         self.metrics = Metrics()
         self.inflating = asyncio.Semaphore(INFLATING_MAX)
         self.streams = Streams(backend, settings, clock)
+        self.rates = Rates(backend.meter, settings, clock)
+        self.quotas = Quotas(backend.meter, settings, clock)
         self._draining = False
 
     async def ready(self) -> None:
@@ -72,17 +76,17 @@ class Cloudlet:
         self.streams.drain()
 
     async def token(self, incoming: Incoming, *scopes: Scope) -> Token:
-        """Return the request's token if it is valid and of one of `scopes`."""
+        """Return the request's token if it is valid and of one of `scopes`; raise 429 when its tenant asks too much."""
         authorization = header_of(incoming.scope, b"authorization")
-        return await authenticate(self.backend.directory, authorization, self.clock.now_us(), *scopes)
+        token = await authenticate(self.backend.directory, authorization, self.clock.now_us(), *scopes)
+        await self.rates.count(token.tenant, self._size_of(incoming))
+        return token
 
     async def body(self, incoming: Incoming, share: Share) -> bytes:
         """Return the inflated body, held in `share`."""
-        length = header_of(incoming.scope, b"content-length")
-        declared = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else None
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                raw = await ingest.read_raw(incoming.receive, declared, self.settings, share)
+                raw = await ingest.read_raw(incoming.receive, _declared(incoming.scope), self.settings, share)
         except TimeoutError:
             raise refuse(408, "slow_body", f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         self.metrics.received(len(raw))
@@ -91,6 +95,19 @@ class Cloudlet:
             return ingest.inflate(raw, encoding, self.settings, share)
         async with self.inflating:
             return await asyncio.to_thread(ingest.inflate, raw, encoding, self.settings, share)
+
+    def _size_of(self, incoming: Incoming) -> int:
+        """Return what a request's body counts. One that does not say its length counts as the longest allowed."""
+        declared = _declared(incoming.scope)
+        if declared is None:
+            chunked = header_of(incoming.scope, b"transfer-encoding")
+            return self.settings.body_bytes_max if chunked else 0
+        return min(declared, self.settings.body_bytes_max)
+
+
+def _declared(scope: HTTPScope) -> int | None:
+    length = header_of(scope, b"content-length")
+    return int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else None
 
 
 def header_of(scope: HTTPScope, name: bytes) -> str:

@@ -115,6 +115,7 @@ async def push_events(cloudlet: Cloudlet, call: Call) -> msgspec.Struct:
         body = await cloudlet.body(call, share)
         batch = await _aside(body, lambda: ingest.parse_events(body, cloudlet.settings, sequenced=unsequenced != "1"))
         check_device(token, batch.device_id)
+        await cloudlet.quotas.check(token.tenant)
         async with cloudlet.backend.tenant(token.tenant) as store:
             outcome = await store.push_events(writer_of(token), batch)
     cloudlet.streams.wake(token.tenant)
@@ -130,6 +131,7 @@ async def push_records(cloudlet: Cloudlet, call: Call) -> msgspec.Struct:
         body = await cloudlet.body(call, share)
         batch = await _aside(body, lambda: ingest.parse_records(body, cloudlet.settings))
         check_device(token, batch.device_id)
+        await cloudlet.quotas.check(token.tenant)
         now = cloudlet.clock.now_us()
         async with cloudlet.backend.tenant(token.tenant) as store:
             results = await store.push_records(writer_of(token), batch, now)

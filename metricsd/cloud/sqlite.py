@@ -26,6 +26,7 @@ from metricsd.cloud.problems import busy, refuse
 from metricsd.cloud.sqlite_archive import destroy
 from metricsd.cloud.sqlite_control import FILE_NAME
 from metricsd.cloud.sqlite_directory import SqliteDirectory
+from metricsd.cloud.sqlite_meter import SqliteMeter
 from metricsd.cloud.sqlite_news import NewsReader
 from metricsd.cloud.sqlite_tenant import SqliteTenant
 from metricsd.config import Cloud
@@ -67,6 +68,7 @@ class SqliteBackend:
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._closed_commits = 0
         self._news = NewsReader()
+        self.meter = SqliteMeter(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.directory = SqliteDirectory(folder, clock or SystemClock())
@@ -160,6 +162,7 @@ class SqliteBackend:
             _, entry = self._open.popitem()
             await self._close_store(await entry.store)
         await asyncio.to_thread(self._news.close)
+        await asyncio.to_thread(self.meter.close)
         await asyncio.to_thread(self.directory.close)
 
 
