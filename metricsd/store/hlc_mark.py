@@ -17,7 +17,7 @@ from metricsd.store.devices import device_id_of, own_device
 
 MARK = "hlc_mark"
 UNENROLLED = "local"
-"""Stands for the device before its first enrolment; `records.reoffer` puts the real id in its place."""
+"""Stands for the device before its first enrolment; `records.name_device` puts the real id in its place."""
 
 
 def device_of(store: Store) -> str:

@@ -20,6 +20,8 @@ from metricsd.store.quarantine import Reject
 
 CURSOR = "sync_cursor"
 FIRST_EPOCH = 1
+IN_DOUBT = 0
+"""Epoch of a stream that may lack what it once had; see `doubt`."""
 COUNT_MAX = 10_000
 """Pending events are counted one by one up to here; beyond, the distance of the positions is close enough."""
 
@@ -133,13 +135,17 @@ def enrol(store: Store, device_id: DeviceId, cloud: str) -> Stream:
     if old is not None and old.device_id == device_id:
         return old
     with store.transaction(full=True):
+        stream = Stream(device_id, cloud, FIRST_EPOCH, 0, 0, "", 0)
         if old is not None and old.cloud == cloud:
             _switch(store, old, device_id)
+            _put(store, stream)
+            _reoffer_counters(store)
+            _verify(store)
         else:
             _rename(store, device_id)
-        stream = Stream(device_id, cloud, FIRST_EPOCH, 0, 0, "", 0)
-        _put(store, stream)
-        _reoffer(store)
+            _put(store, stream)
+            records.name_device(store)
+            _reoffer(store)
     return stream
 
 
@@ -155,8 +161,28 @@ def fork(store: Store, device_id: DeviceId) -> Stream:
         _switch(store, old, device_id)
         stream = Stream(device_id, old.cloud, FIRST_EPOCH, old.base + old.acked_seq, 0, "", 0)
         _put(store, stream)
-        _reoffer(store)
+        _reoffer_counters(store)
+        _verify(store)
     return stream
+
+
+def resume(store: Store, device_id: str, cloud: str) -> None:
+    """Name the device that a store without a past goes on for, inside the caller's transaction; nothing is settled."""
+    _rename(store, DeviceId(device_id))
+    _put(store, Stream(DeviceId(device_id), cloud, IN_DOUBT, 0, 0, "", 0))
+
+
+def doubt(store: Store) -> None:
+    """Note that the stream may lack what the cloud has of it: this store was made of a backup or of a damaged one.
+
+    No epoch is this one, so the next hello ends in a fork: events go on under a new device id, what the cloud has of
+    this one is pulled, and nothing is sent in the place of what is missing.
+    """
+    stream = find(store)
+    if stream is None:
+        return
+    with store.transaction(full=True):
+        _put(store, stream._replace(epoch=IN_DOUBT))
 
 
 def acknowledge(store: Store, stream: Stream, settled: Settled) -> Stream:
@@ -213,8 +239,7 @@ def verify(store: Store) -> None:
     Unlike `relist` this keeps the revisions, because the cloud's history is the one that we know.
     """
     with store.transaction(full=True):
-        state.delete(store, CURSOR)
-        records.verify(store)
+        _verify(store)
 
 
 def drop_counters(store: Store, row: CounterRow) -> None:
@@ -232,11 +257,22 @@ def _put(store: Store, stream: Stream) -> None:
     state.put(store, _SETTLED, stream.settled_seq)
 
 
+def _verify(store: Store) -> None:
+    """Start the feed over in the history that we know, which the next hello shows our place in, to be told if it is."""
+    place.note(store, state.get_text(store, CURSOR))
+    state.delete(store, CURSOR)
+    records.verify(store)
+
+
 def _reoffer(store: Store) -> None:
     state.delete(store, CURSOR)
     place.forget(store)
-    store.db.execute(_REOFFER_COUNTERS, (events.own_device(store),))
+    _reoffer_counters(store)
     records.reoffer(store)
+
+
+def _reoffer_counters(store: Store) -> None:
+    store.db.execute(_REOFFER_COUNTERS, (events.own_device(store),))
 
 
 def _rename(store: Store, device_id: DeviceId) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
+from hashlib import blake2b
 from typing import NamedTuple
 
 import msgspec
@@ -16,15 +17,29 @@ from metricsd.conflict import Version, same
 from metricsd.hlc import Stamp, next_stamp, observe, parse_stamp
 from metricsd.protocol import FieldValue
 
+SENT_MAX = 256
+"""Marks of offers that a record remembers: four whole records of the most fields."""
+SENT_HASH_BYTES = 6
+"""Enough to tell two values under one stamp apart, which only twins with one id make."""
+
+
+_HASH = "~"
+"""Between stamp and hash of a mark; no stamp has it."""
+
 
 class Record(NamedTuple):
-    """A record as this device has it. `base` and `rev` are None before the first agreement with the cloud."""
+    """A record as this device has it. `base` and `rev` are None before the first agreement with the cloud.
+
+    `sent` are marks of what was offered to the cloud on top of the base, each a stamp and a hash of the field and its
+    value: an offer may have arrived although its answer was lost, and then the cloud's version is one of ours.
+    """
 
     version: Version
     base: Version | None
     rev: str | None
     dirty: int
     conflict: int | None
+    sent: tuple[str, ...] = ()
 
 
 NOTHING = Record(Version(), None, None, 0, None)
@@ -89,20 +104,55 @@ def offered(kind: str, record_id: str, record: Record) -> Pending:
     return Pending(kind, record_id, record.rev, changed, stamps, version.deleted, version.stamp, version, record.dirty)
 
 
+def sending(record: Record, item: Pending) -> Record:
+    """Return a record that remembers an offer, to be kept before that leaves; `record` itself if it knows it already."""
+    marks = {_mark(stamp, name, item.changed[name]) for name, stamp in item.stamps.items()}
+    if item.deleted and item.stamp:
+        marks.add(_mark(item.stamp))
+    if marks.issubset(record.sent):
+        return record
+    return record._replace(sent=tuple(sorted(marks.union(record.sent))[-SENT_MAX:]))
+
+
 def confirmed(record: Record, item: Pending, rev: str) -> Record:
-    """Return a record once the cloud has what was offered; one that was edited meanwhile stays dirty."""
-    return record._replace(base=item.version, rev=rev, dirty=0 if record.dirty == item.dirty else record.dirty)
+    """Return a record once the cloud has what was offered; one that was edited meanwhile stays dirty.
+
+    The base is what the cloud then has: the offer on top of the old base. That is not quite the version offered: a
+    tombstone keeps the fields that were there, and so does a field that was cleared its stamp.
+    """
+    version = item.version
+    if record.base is not None and item.rev is not None and item.rev == record.rev:
+        fields, stamps = record.base.fields | item.changed, record.base.stamps | item.stamps
+        version = Version(fields=fields, stamps=stamps, deleted=item.deleted, stamp=item.stamp)
+    return record._replace(base=version, rev=rev, dirty=0 if record.dirty == item.dirty else record.dirty, sent=())
+
+
+def is_own(record: Record, remote: Version, writer: str, device: str) -> bool:
+    """Return whether the remote version is an offer of ours whose answer was lost: nobody else changed anything.
+
+    The writer's id is not enough for that: a twin has our id too, and so had we before this store was put back to an
+    older copy. Everything that is new in it must be something that was offered from here.
+    """
+    if record.dirty == 0 or writer != device:
+        return False
+    base = record.base or NOTHING.version
+    known = {_mark(stamp, name, base.fields.get(name)) for name, stamp in base.stamps.items()}.union(record.sent)
+    if base.deleted and base.stamp:
+        known.add(_mark(base.stamp))
+    marks = {_mark(stamp, name, remote.fields[name]) for name, stamp in remote.stamps.items()}
+    if remote.deleted:
+        marks.add(_mark(remote.stamp or ""))
+    return marks <= known
 
 
 def meet(local: Version, base: Version | None, remote: Version, *, own: bool = False) -> Met:
     """Compare a remote version with the local one and their base.
 
-    `own` says that this device wrote the remote version and has edits unpushed: if it is older than the local one,
-    field by field, then the answer to that push was lost, and nobody else changed anything.
+    `own` says that the remote version is an offer of ours (`is_own`): the local one builds on it.
     """
     if same(local, remote):
         return Met.SAME
-    if own and is_past(remote, local):
+    if own:
         return Met.AHEAD
     if base is None:
         return Met.CONFLICT
@@ -156,10 +206,13 @@ def rebased(changed: Iterable[Record], limit_ms: int, ceiling_ms: int, device: s
     """Return new names for the unpushed stamps later than `limit_ms`, from that time on, and the mark after them.
 
     Their order among each other stays, and so does their place behind what they were made after: an agreed stamp of
-    the same records up to `ceiling_ms` (the latest that the cloud allows) is still passed.
+    the same records up to `ceiling_ms` (the latest that the cloud allows) is still passed. So is one that was offered,
+    which keeps its name: the cloud may have it under that.
     """
     records = list(changed)
     agreed = {s for record in records if record.base is not None for s in stamps_of(record.base)}
+    offers = {mark.partition(_HASH)[0] for record in records for mark in record.sent}
+    agreed |= {stamp for stamp in offers if parse_stamp(stamp).ms <= ceiling_ms}
     own = {s for record in records for s in stamps_of(record.version)} - agreed
     mark = Stamp(limit_ms, 0, device)
     for stamp in map(parse_stamp, agreed):
@@ -195,6 +248,14 @@ def is_past(remote: Version, known: Version) -> bool:
 def stamps_of(version: Version) -> list[str]:
     """Return every stamp in a version."""
     return [*version.stamps.values(), *([version.stamp] if version.stamp else [])]
+
+
+def _mark(stamp: str, name: str = "", value: FieldValue = None) -> str:
+    """Return the mark of a field's value under its stamp, or of a deletion."""
+    if not name:
+        return stamp
+    said = msgspec.json.encode((name, value))
+    return stamp + _HASH + blake2b(said, digest_size=SENT_HASH_BYTES).hexdigest()
 
 
 def _covering(version: Version, remote: Version) -> Version:

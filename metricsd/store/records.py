@@ -9,7 +9,7 @@ functions that write run inside the caller's transaction.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from math import isfinite
 
@@ -29,9 +29,11 @@ from metricsd.store.record_steps import (
     confirmed,
     decided,
     edited,
+    is_own,
     offered,
     rebased,
     restamped,
+    sending,
     stamps_of,
     taken,
 )
@@ -49,12 +51,13 @@ BY_HAND = "by_hand"
 _NUMBER_MAX = 2**63 - 1
 _is_name = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,63}").fullmatch
 
-_GET = "SELECT fields, stamps, deleted, stamp, base, rev, dirty, conflict FROM record WHERE type = ? AND id = ?"
+_GET = "SELECT fields, stamps, deleted, stamp, base, rev, dirty, conflict, sent FROM record WHERE type = ? AND id = ?"
 _PUT = """
-INSERT INTO record (type, id, fields, stamps, deleted, stamp, base, rev, dirty, conflict)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO record (type, id, fields, stamps, deleted, stamp, base, rev, dirty, conflict, sent)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET fields = excluded.fields, stamps = excluded.stamps, deleted = excluded.deleted,
-    stamp = excluded.stamp, base = excluded.base, rev = excluded.rev, dirty = excluded.dirty, conflict = excluded.conflict
+    stamp = excluded.stamp, base = excluded.base, rev = excluded.rev, dirty = excluded.dirty,
+    conflict = excluded.conflict, sent = excluded.sent
 """
 _PENDING = """
 SELECT type, id FROM record WHERE dirty > 0 AND conflict IS NULL AND (type, id) > (?, ?) ORDER BY type, id LIMIT ?
@@ -79,9 +82,10 @@ def get(store: Store, kind: str, record_id: str) -> Record | None:
     row = store.db.execute(_GET, (kind, record_id)).fetchone()
     if row is None:
         return None
-    fields, stamps, deleted, stamp, base, rev, dirty, conflict = row
+    fields, stamps, deleted, stamp, base, rev, dirty, conflict, sent = row
     version = Version(fields=_decode_fields(fields), stamps=_decode_stamps(stamps), deleted=bool(deleted), stamp=stamp)
-    return Record(version, version_from(base) if base else None, rev, dirty, conflict)
+    known = tuple(sent.split()) if sent else ()
+    return Record(version, version_from(base) if base else None, rev, dirty, conflict, known)
 
 
 def edit(store: Store, kind: str, record_id: str, fields: Mapping[str, FieldValue], *, delete: bool = False) -> Version:
@@ -154,6 +158,14 @@ def pending_count(store: Store) -> int:
     return int(store.db.execute(sql).fetchone()[0])
 
 
+def note_sending(store: Store, items: Iterable[Pending]) -> None:
+    """Remember what is about to be offered, so that it is known again should the answer be lost."""
+    for item in items:
+        record = get(store, item.type, item.id)
+        if record is not None and (new := sending(record, item)) is not record:
+            _put(store, item.type, item.id, new)
+
+
 def applied(store: Store, item: Pending, rev: str) -> None:
     """Note that the cloud has this version; a record that was edited meanwhile stays dirty."""
     record = get(store, item.type, item.id)
@@ -177,7 +189,9 @@ def forgotten(store: Store, item: Pending) -> None:
 
 def conflict(store: Store, item: Pending, current: RecordState) -> Met:
     """Take the cloud's answer that it has another version than our base."""
-    return pulled(store, current)
+    met = pulled(store, current)
+    place.note(store, current.rev)
+    return met
 
 
 def pulled(store: Store, remote: RecordState) -> Met:
@@ -191,8 +205,7 @@ def pulled(store: Store, remote: RecordState) -> Met:
     if record is None:
         _put(store, remote.type, remote.id, Record(theirs, theirs, remote.rev, 0, None))
         return Met.ADOPTED
-    # What was confirmed has no answer to wait for: then a twin with our identity wrote this.
-    own = record.dirty > 0 and remote.device == hlc_mark.device_of(store)
+    own = is_own(record, theirs, remote.device, hlc_mark.device_of(store))
     record = common(record, theirs)
     met = meet(record.version, record.base, theirs, own=own)
     if met is Met.CONFLICT:
@@ -225,8 +238,12 @@ def verify(store: Store) -> None:
 
 def reoffer(store: Store) -> None:
     """Offer every record again: the cloud lost history, or it is another cloud. Bases stay, to recognise our past."""
-    device = hlc_mark.device_of(store)
     store.db.execute("UPDATE record SET rev = NULL, dirty = dirty + 1 WHERE rev IS NOT NULL")
+
+
+def name_device(store: Store) -> None:
+    """Put the device's id into the stamps that were made before it had one."""
+    device = hlc_mark.device_of(store)
     if device != hlc_mark.UNENROLLED:
         # Device ids are of an alphabet that needs no escaping in JSON.
         store.db.execute(_NAME_DEVICE, (f'-{hlc_mark.UNENROLLED}"', f'-{device}"', f"%-{hlc_mark.UNENROLLED}", device))
@@ -325,5 +342,6 @@ def _put(store: Store, kind: str, record_id: str, record: Record) -> None:
     values = (
         kind, record_id, _encode(version.fields).decode(), _encode(version.stamps).decode(), int(version.deleted),
         version.stamp, text_of(record.base) if record.base else None, record.rev, record.dirty, record.conflict,
+        " ".join(record.sent) or None,
     )  # fmt: skip
     store.db.execute(_PUT, values)

@@ -37,8 +37,9 @@ REFUSED_MAX = 20
 """Single items that one round gives up on; more means that the cloud refuses everything, not these items."""
 RECORD_PASSES_MAX = 3
 """Passes over the records: an answer may ask to send one again on another base or with another stamp."""
-RESTAMP_MARGIN_MS = 1000
-"""A restamped record stays this far below the highest stamp that the cloud allows; its counter needs the room."""
+STAMP_AHEAD_MS = 5 * 60 * 1000
+"""How far above its own time the cloud allows stamps. Ours are re-based onto its time here as they are at a hello: two
+places to re-base to would put what was stamped first, by a push, behind what was stamped later, by a hello."""
 ENVELOPE_BYTES = 512
 """Room for what surrounds the items of a body."""
 REASON_CHARS_MAX = 64
@@ -84,7 +85,7 @@ async def push_records(sync: Round, resolve: Callable[[], Awaitable[int]]) -> No
     for _ in range(RECORD_PASSES_MAX):
         again = False
         after = ("", "")
-        while items := await sync.run(records.pending, sync.store, sync.capabilities.items_max, after):
+        while items := await sync.run(_offer, sync.store, sync.capabilities.items_max, after):
             after = (items[-1].type, items[-1].id)
             sync.again = False
             await _divide(sync, items, _send_records, _refuse_record)
@@ -209,6 +210,15 @@ def _give_up_counters(store: Store, row: CounterRow, reason: str) -> None:
     outbox.drop_counters(store, row)
 
 
+def _offer(store: Store, limit: int, after: tuple[str, str]) -> list[Pending]:
+    """Return records to push, remembered as offered before they leave: their answers may be lost."""
+    items = records.pending(store, limit, after)
+    if items:
+        with store.transaction(full=True):
+            records.note_sending(store, items)
+    return items
+
+
 async def _send_records(sync: Round, items: Sequence[Pending]) -> None:
     results = await _ask(sync, [sync.outgoing.record(item) for item in items])
     met = await sync.run(_settle_records, sync.store, items, results, sync.report.reject)
@@ -233,7 +243,7 @@ def _settle_records(
                     again = records.conflict(store, item, result.current) is Met.AHEAD or again
                 case "restamp" if result.stamp is not None and is_stamp(result.stamp):
                     allowed_ms = parse_stamp(result.stamp).ms
-                    records.restamp(store, max(allowed_ms - RESTAMP_MARGIN_MS, 0), max(allowed_ms - 1, 0))
+                    records.restamp(store, max(allowed_ms - STAMP_AHEAD_MS, 0), max(allowed_ms - 1, 0))
                     again = True
                 case _:
                     reason = _word(result.reason or result.status)

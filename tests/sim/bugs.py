@@ -55,6 +55,7 @@ class _AcknowledgesBeforeAnswer(Device):
     """A record counts as pushed when it is sent."""
 
     def before_push(self, items: list[Pending]) -> None:
+        super().before_push(items)
         for item in items:
             record = self.records[item.type, item.id]
             self.records[item.type, item.id] = record._replace(dirty=0)
@@ -167,6 +168,13 @@ class _CursorAlone(Device):
         return self.cursor
 
 
+class _ForkIsLostHistory(Device):
+    """A new device id is taken for another history of the cloud, and what is agreed for what has to be."""
+
+    def _verify(self) -> None:
+        self._reoffer()
+
+
 class _FeedDoubles(Device):
     """Events of the feed are inserted without looking whether they are here."""
 
@@ -241,6 +249,16 @@ def _base_of_lost_history(record: Record, theirs: object) -> Record:
     return record
 
 
+def _writer_alone(record: Record, remote: Any, writer: str, device: str) -> bool:
+    """Whatever carries our id is our own word, also a twin's, or that of ourselves before a restore."""
+    return record.dirty > 0 and writer == device
+
+
+def _never_own(record: Record, remote: Any, writer: str, device: str) -> bool:
+    """A push whose answer was lost is another's change."""
+    return False
+
+
 def _values_alone(local: Any, base: Any, remote: Any, *, own: bool = False) -> Met:
     """Versions are compared by what they say, not by when it was said."""
     met = meet(local, base, remote, own=own)
@@ -275,5 +293,8 @@ BUGS = (
     Bug("nothing offered again", parts=Parts(decide=_never_reoffers)),
     Bug("last pull wins", parts=Parts(meet=_last_pull_wins)),
     Bug("there and back unseen", parts=Parts(meet=_values_alone)),
+    Bug("a writer's id taken for our word", parts=Parts(is_own=_writer_alone)),
+    Bug("own push not known again", parts=Parts(is_own=_never_own)),
+    Bug("fork taken for lost history", device=_ForkIsLostHistory),
 )
 """Every bug; the order is of no meaning."""

@@ -23,12 +23,13 @@ from metricsd.store.record_steps import (
     edited,
     offered,
     restamped,
+    sending,
     stamps_of,
     taken,
 )
 from metricsd.sync.engine import ATTEMPTS_MAX, CLOCK_AHEAD_MS_MAX, STAMP_CEILING_MS
 from metricsd.sync.plan import Action, LocalStream
-from metricsd.sync.push import RECORD_PASSES_MAX, RESTAMP_MARGIN_MS
+from metricsd.sync.push import RECORD_PASSES_MAX, STAMP_AHEAD_MS
 from tests.sim.cloud import US_PER_MS, Page, Refused, version_of
 from tests.sim.ghosts import UNSEEN, Ghosts, Mark, Violation
 from tests.sim.parts import POLICIES, SHIPPED, Address, Parts
@@ -104,6 +105,8 @@ class Device:
         self.clock = Stamp(0, 0, login)
         self.records: dict[Address, Record] = {}
         self.marks: dict[Address, Mark] = {}
+        self.held: dict[Address, frozenset[object]] = {}
+        """What the records ever said on this disk: only the observer knows."""
         self.log: list[Entry] = []
         self.locked_out = False
 
@@ -114,15 +117,16 @@ class Device:
         return Disk((
             self.login, self.id, self.base, self.acked, self.acked_id, list(self.own), dict(self.owner),
             list(self.foreign), self.cursor, self.newest, self.clock, dict(self.records), dict(self.marks),
-            [entry.copy() for entry in self.log],
+            dict(self.held), [entry.copy() for entry in self.log],
         ))  # fmt: skip
 
     def restore(self, disk: Disk) -> None:
         """Put a copy in the place of the disk."""
         (self.login, self.id, self.base, self.acked, self.acked_id, own, owner, foreign, self.cursor, self.newest,
-         self.clock, records, marks, log) = disk.values  # fmt: skip
+         self.clock, records, marks, held, log) = disk.values  # fmt: skip
         self.own, self.owner, self.foreign = list(own), dict(owner), list(foreign)
-        self.records, self.marks, self.log = dict(records), dict(marks), [entry.copy() for entry in log]
+        self.records, self.marks, self.held = dict(records), dict(marks), dict(held)
+        self.log = [entry.copy() for entry in log]
 
     # What a person and the tail do
 
@@ -137,6 +141,7 @@ class Device:
         new = edited(old, fields, delete=delete, make_stamp=self.stamp)
         if new is old:
             return False
+        self._hold(address, new.version)
         self.records[address] = new
         _, self.marks[address] = self.ghosts.act(self.marks.get(address, UNSEEN), deletes=delete)
         return True
@@ -202,7 +207,7 @@ class Device:
         self._switch(self.base + self.acked)
         self.base = self.acked = 0
         self.acked_id = ""
-        self._reoffer()
+        self._verify()
 
     def _fork(self) -> Steps:
         self.login = yield from self._ask("fork", self.id)
@@ -210,7 +215,7 @@ class Device:
         after = self.base + self.acked
         self._switch(after)
         self.base, self.acked, self.acked_id = after, 0, ""
-        self._reoffer()
+        self._verify()
 
     def _switch(self, after: int) -> None:
         old, self.id = self.id, self.login
@@ -218,6 +223,13 @@ class Device:
             if self.owner[event] == old:
                 self.owner[event] = self.id
         self.clock = self.clock._replace(device=self.id)
+
+    def _verify(self) -> None:
+        self.newest = self.place()
+        self._set_cursor("", reset=True)
+        for address, record in self.records.items():
+            if record.rev is not None:
+                self.records[address] = record._replace(dirty=record.dirty + 1)
 
     def _reoffer(self) -> None:
         self._set_cursor("", reset=True)
@@ -317,13 +329,17 @@ class Device:
         self.witness(theirs)
         record = self.records.get(address)
         if record is None:
+            self._hold(address, theirs)
             self.records[address] = Record(theirs, theirs, remote.rev, 0, None)
             self.marks[address] = mark
             return Met.ADOPTED
-        own = record.dirty > 0 and remote.device == self.id
+        own = self.parts.is_own(record, theirs, remote.device, self.id)
         record = self.parts.common(record, theirs)
         met = self.parts.meet(record.version, record.base, theirs, own=own)
         if met is Met.CONFLICT:
+            seen = not mark.seen & ~self.marks[address].seen
+            if remote.device == self.id and seen and self.ghosts.remembered:
+                raise Violation(f"{self.name} {address}: a conflict with itself")
             self.open(address, record, theirs, remote.rev, mark)
             return met
         if record.conflict is not None:
@@ -331,6 +347,8 @@ class Device:
         new = taken(record, theirs, remote.rev, met)
         if met is Met.ADOPTED and record.dirty and record.base is not None and not same(record.version, record.base):
             raise Violation(f"{self.name} {address}: an edit was replaced without a conflict")
+        if met is Met.AHEAD and not self.ghosts.lost and _said(theirs) - self.held[address]:
+            raise Violation(f"{self.name} {address}: its version was put on top of one that it had not seen")
         self._keep(address, record, new, mark)
         return met
 
@@ -347,8 +365,14 @@ class Device:
         before = self.marks.get(address, UNSEEN)
         after = before.join(mark, deleted=new.version.deleted)
         self.ghosts.changed(self.name, address, old.version, new.version, before, after)
+        self._hold(address, new.version)
+        if new.base is not None:
+            self._hold(address, new.base)
         self.records[address] = new
         self.marks[address] = after
+
+    def _hold(self, address: Address, version: Version) -> None:
+        self.held[address] = self.held.get(address, frozenset()) | _said(version)
 
     def _resolve_open(self) -> Steps:
         entries = [entry for entry in self.log if entry.state == "open"]
@@ -388,6 +412,7 @@ class Device:
         renamed, self.clock = self.parts.rebased(changed.values(), limit_ms, ceiling_ms, self.id)
         for address, record in changed.items():
             self.records[address] = record._replace(version=restamped(record.version, renamed))
+            self._hold(address, self.records[address].version)
 
     def _push_records(self) -> Steps:
         for _ in range(RECORD_PASSES_MAX):
@@ -405,23 +430,27 @@ class Device:
                 return
 
     def before_push(self, items: list[Pending]) -> None:
-        """Nothing is noted before the cloud has answered."""
+        """Remember what is offered: whether it arrived may never be said. Nothing else is noted before the answer."""
+        for item in items:
+            self.records[item.type, item.id] = sending(self.records[item.type, item.id], item)
 
     def settle(self, item: Pending, mark: Mark, result: Any) -> bool:
         """Take the answer to one item; return whether it is to be sent again."""
         address = (item.type, item.id)
         match result:
             case ("applied", rev):
-                self.records[address] = self.confirm(self.records[address], item, rev)
+                new = self.records[address] = self.confirm(self.records[address], item, rev)
+                self._hold(address, new.base or new.version)
                 self.newest = max(self.newest, rev, key=_number)
                 return False
             case ("conflict", None, _):
                 self.records[address] = self.records[address]._replace(rev=None)
                 return True
             case ("conflict", current, theirs):
+                self.newest = max(self.newest, current.rev, key=_number)
                 return self.met(current, theirs) is Met.AHEAD
             case ("restamp", limit_ms):
-                self.restamp(max(limit_ms - RESTAMP_MARGIN_MS, 0), max(limit_ms - 1, 0))
+                self.restamp(max(limit_ms - STAMP_AHEAD_MS, 0), max(limit_ms - 1, 0))
                 return True
             case _:
                 raise AssertionError(result)
@@ -447,6 +476,12 @@ def _change(item: Pending) -> RecordChange:
         type=item.type, id=item.id, base_rev=item.rev, fields=item.changed, stamps=item.stamps,
         deleted=item.deleted, stamp=item.stamp,
     )  # fmt: skip
+
+
+def _said(version: Version) -> frozenset[object]:
+    """Return what a version says under which stamps."""
+    said = {(name, stamp, str(version.fields.get(name))) for name, stamp in version.stamps.items()}
+    return frozenset(said | ({version.stamp} if version.deleted else set()))
 
 
 def _number(cursor: str) -> int:

@@ -46,6 +46,8 @@ class Ghosts:
         self.twins = False
         self.lost = False
         """The cloud lost history: whoever brought a record back cannot be told which deletion that was about."""
+        self.remembered = True
+        """No disk was copied or put back: each device knows all that it ever saw and sent."""
         self.revivals = 0
         self.buried: set[tuple[str, str]] = set()
         """Records that were ever deleted: who brings one back brings back what that device had."""

@@ -258,6 +258,7 @@ class History:
             return
         # Once: what is lost twice is lost.
         self.faults -= {"cloud_back"}
+        self.ghosts.remembered = False
         if device is None:
             # It was stopped for that, which ends rounds; what a proxy held meets a cloud that knows less than its sender.
             for one, (_, request) in list(self.active.items()):
@@ -271,6 +272,9 @@ class History:
         else:
             self._kill(device)
             device.restore(copy)
+            # An edit of the copy that a wrong clock made is re-based to now: behind what this device itself made
+            # later and lost. Which was first went with the disk; both are in the log.
+            self.ghosts.ordered &= "skew" not in self.faults
         there = set(self.cloud.events).union(*(one.own for one in self.devices))
         self.must &= there
 
@@ -279,6 +283,7 @@ class History:
             return
         twin = self._add(device.login)
         self.ghosts.twins = True
+        self.ghosts.remembered = False
         twin.restore(device.backup())
         twin.wall_ms = device.wall_ms
         twin.policy = device.policy

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
-from metricsd.cloud.sqlite_records import Content, is_replay, merged
+from metricsd.cloud.comparing import Content, is_replay, merged
 from metricsd.conflict import Clash, Conflict, DeleteRule, FieldRule, Resolution, Strategy, resolve, tags_of
 from metricsd.hlc import Stamp, next_stamp, observe, parse_stamp
 from metricsd.policy import InForce, parse
 from metricsd.protocol import HelloReply, RecordChange, RecordState
 from metricsd.resources import data_folder
-from metricsd.store.record_steps import Met, Record, common, decided, meet, rebased
+from metricsd.store.record_steps import Met, Record, common, decided, is_own, meet, rebased
 from metricsd.sync.plan import Decision, LocalStream, decide
 
 Address = tuple[str, str]
@@ -52,6 +52,7 @@ class Parts(NamedTuple):
     decide: Callable[[LocalStream, HelloReply], Decision] = decide
     meet: Callable[..., Met] = meet
     common: Callable[..., Record] = common
+    is_own: Callable[..., bool] = is_own
     decided: Callable[..., Record] = decided
     rebased: Callable[..., tuple[dict[str, str], Stamp]] = rebased
     resolve: Resolve = resolve_by

@@ -161,6 +161,8 @@ class Day:
         for device in devices:
             if device.event_ids() != cloud:
                 return f"{device.root.name}: other events than the cloud"
+            if device.counted() != len(cloud):
+                return f"{device.root.name}: counts {device.counted()} of {len(cloud)} events"
             if records.pending_count(device.store) or conflict_log.count_open(device.store):
                 return f"{device.root.name}: something waits or is open"
             if _records_of(device) != first:

@@ -7,7 +7,7 @@ import pytest
 from metricsd.conflict import Conflict, Version, resolve
 from metricsd.hlc import Stamp
 from metricsd.store import outbox, place
-from metricsd.store.record_steps import Met, Record, common, is_past, meet
+from metricsd.store.record_steps import Met, Record, common, is_own, is_past, meet, offered, sending
 from tests.sync.world import World
 
 
@@ -56,7 +56,10 @@ def test_a_twin_at_the_same_moment_is_no_past_of_ours() -> None:
     """Two installations with one id made different edits under one stamp: both are asked, and choose the same."""
     one, two, base = says("b", 2), says("c", 2), says("a", 1)
     assert not is_past(two, one) and not is_past(one, two)
-    assert meet(one, base, two, own=True) is Met.CONFLICT is meet(two, base, one, own=True)
+    ours = Record(one, base, "1-x", 1, None)
+    ours = sending(ours, offered("session", "s", ours))
+    assert is_own(ours, one, "d1", "d1") and not is_own(ours, two, "d1", "d1")
+    assert meet(one, base, two) is Met.CONFLICT is meet(two, base, one)
     results = [
         resolve(Conflict("session", "s", base, *sides), {}, fresh=Stamp(9, 0, "d1")).version.fields
         for sides in ((one, two), (two, one))

@@ -169,6 +169,8 @@ def test_our_own_push_whose_answer_was_lost_is_no_conflict(store: Store) -> None
     device = DeviceId("d" * 32)
     outbox.enrol(store, device, "cloud")
     sent = edit(store, score=1)
+    with store.transaction():
+        records.note_sending(store, records.pending(store, 10))
     edit(store, score=2)
     state = RecordState(type=S, id=ID, rev="1-x", device=device, fields=sent.fields, stamps=sent.stamps)
     with store.transaction():
