@@ -107,6 +107,8 @@ class Cloud(NamedTuple):
     heartbeat_s: float = 15.0
     stream_poll_s: float = 1.0
     streams_max: int = 1000
+    database_connections: int = 16
+    database_timeout_s: float = 15.0
     tenant_requests_per_minute: int = 30_000
     tenant_bytes_per_minute: int = 1024 * 1024 * 1024
     tenant_bytes_max: int = 100 * 1024 * 1024 * 1024
@@ -245,6 +247,12 @@ RULES: dict[str, Rule] = {
     ),
     "cloud.streams_max": Rule(
         "streams", "most streams of news in one process; further devices sync by interval", 0, 100_000
+    ),
+    "cloud.database_connections": Rule(
+        "connections", "most connections of one process to one PostgreSQL server", 1, 1000
+    ),
+    "cloud.database_timeout_s": Rule(
+        "seconds", "longest statement on PostgreSQL, and longest wait for a connection", 0.1, 300
     ),
     "cloud.tenant_requests_per_minute": Rule(
         "requests", "most requests of one tenant in a minute, over all processes; 0 means no limit", 0, 100_000_000

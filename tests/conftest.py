@@ -10,6 +10,9 @@ import pytest
 from metricsd.config import Paths, find_paths
 from metricsd.store.connection import Store
 from tests.fakes import FakeClock
+from tests.postgres_fixtures import postgres_server, postgres_url
+
+__all__ = ["postgres_server", "postgres_url"]
 
 
 @pytest.fixture

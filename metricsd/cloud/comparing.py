@@ -12,7 +12,7 @@ import msgspec
 
 from metricsd.clock import US_PER_MS, US_PER_S
 from metricsd.cloud.wiretext import revision_text
-from metricsd.hlc import Stamp, parse_stamp
+from metricsd.hlc import MILLIS_MAX, Stamp, parse_stamp
 from metricsd.protocol import COUNTERS, FieldValue, RecordChange, RecordResult, RecordState
 
 STAMP_AHEAD_MS_MAX = 5 * 60 * 1000
@@ -110,3 +110,16 @@ def answer_missing(change: RecordChange, known: int | None, horizon: Horizon) ->
     return RecordResult(
         status="conflict", current=RecordState(type=change.type, id=change.id, rev=rev, device="", deleted=True)
     )
+
+
+def is_own(record: RecordState, device_id: str) -> bool:
+    """Return whether all that a record says is of this device, its last writer, and there is something left of it."""
+    said = bool(record.fields or record.stamps) or not record.deleted
+    return said and all(parse_stamp(stamp).device == device_id for stamp in record.stamps.values())
+
+
+def deletion_stamp(record: RecordState, device_id: str, now: int) -> str:
+    """Return a stamp above all of the record's own, so that no device takes the deletion for older than an edit."""
+    own = [*record.stamps.values(), *([] if record.stamp is None else [record.stamp])]
+    latest = max((parse_stamp(stamp).ms for stamp in own), default=0)
+    return Stamp(min(max(now // US_PER_MS, latest + 1), MILLIS_MAX), 0, device_id).text()

@@ -10,11 +10,10 @@ from __future__ import annotations
 import sqlite3
 from typing import NamedTuple
 
-from metricsd.clock import US_PER_MS
+from metricsd.cloud.comparing import deletion_stamp, is_own
 from metricsd.cloud.problems import refuse
 from metricsd.cloud.sqlite_group import Transaction
 from metricsd.cloud.sqlite_records import RECORD_COLUMNS, record_state
-from metricsd.hlc import MILLIS_MAX, Stamp, parse_stamp
 from metricsd.protocol import RecordState
 
 ROWS_PER_STEP = 5_000
@@ -106,12 +105,6 @@ def erase_records(transaction: Transaction, subject: Subject, after: int, head: 
     return Walk(len(own), upto)
 
 
-def is_own(record: RecordState, device_id: str) -> bool:
-    """Return whether all that a record says is of this device, its last writer, and there is something left of it."""
-    said = bool(record.fields or record.stamps) or not record.deleted
-    return said and all(parse_stamp(stamp).device == device_id for stamp in record.stamps.values())
-
-
 def head_of(transaction: Transaction) -> int:
     """Return the newest change number."""
     return transaction.change
@@ -126,10 +119,3 @@ def _put_empty(transaction: Transaction, subject: Subject, record: RecordState) 
     stamp = deletion_stamp(record, subject.device_id, subject.now)
     values = (subject.user, record.type, record.id, transaction.next_change(), transaction.nonce, subject.device)
     transaction.db.execute(_EMPTY, (*values, stamp, subject.now))
-
-
-def deletion_stamp(record: RecordState, device_id: str, now: int) -> str:
-    """Return a stamp above all of the record's own, so that no device takes the deletion for older than an edit. Pure."""
-    own = [*record.stamps.values(), *([] if record.stamp is None else [record.stamp])]
-    latest = max((parse_stamp(stamp).ms for stamp in own), default=0)
-    return Stamp(min(max(now // US_PER_MS, latest + 1), MILLIS_MAX), 0, device_id).text()

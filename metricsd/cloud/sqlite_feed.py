@@ -11,21 +11,17 @@ from __future__ import annotations
 import heapq
 import sqlite3
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+from metricsd.cloud import paging
 from metricsd.cloud.backend import FeedQuery, Writer
+from metricsd.cloud.paging import NOBODY, Window, window_of
 from metricsd.cloud.problems import refuse
 from metricsd.cloud.sqlite_events import EVENT_COLUMNS, wire_event
 from metricsd.cloud.sqlite_file import Terms
 from metricsd.cloud.sqlite_records import RECORD_COLUMNS, horizon, position, record_state
 from metricsd.cloud.wiretext import revision_text
 from metricsd.protocol import COUNTERS, Change, ChangesReply
-
-PAGE_BYTES_MAX = 8 * 1024 * 1024
-"""Texts in one page: a thousand records of the largest size must not be built in memory."""
-ROWS_LOOKED_AT_MAX = 20_000
-"""A device with a million events of its own passes over them in pages of this many rows (some 10 ms each)."""
-NOBODY = -1
 
 _AHEAD = (
     "SELECT max(change), count(*) FROM (SELECT change FROM {} WHERE user = ? AND change > ? ORDER BY change LIMIT ?)"
@@ -38,14 +34,6 @@ _RECORDS = f"""
 SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND (device != ? OR type != '{COUNTERS}') AND change > ? AND change <= ?
 ORDER BY change LIMIT ?
 """  # noqa: S608 - constants
-
-
-class Window(NamedTuple):
-    """The change numbers that one page looks at: (after, upto]; `whole` when nothing lies behind."""
-
-    after: int
-    upto: int
-    whole: bool
 
 
 def is_known(db: sqlite3.Connection, cursor: str) -> bool:
@@ -66,7 +54,7 @@ def read_page(db: sqlite3.Connection, terms: Terms, writer: Writer, query: FeedQ
     items: list[Change] = []
     size, last = 0, window.after
     for change, row, is_event in _rows(db, user, NOBODY if own is None else own, window, query):
-        if len(items) == query.limit or size >= PAGE_BYTES_MAX:
+        if len(items) == query.limit or size >= paging.PAGE_BYTES_MAX:
             return _page(db, items, last, True, now)
         items.append(_item(row, terms, is_event))
         size += len(row[24] or "") if is_event else len(row[5]) + len(row[6])
@@ -76,13 +64,11 @@ def read_page(db: sqlite3.Connection, terms: Terms, writer: Writer, query: FeedQ
 
 def _window(db: sqlite3.Connection, user: int | None, after: int, only_records: bool) -> Window:
     head: int = db.execute("SELECT change FROM counter").fetchone()[0]
-    ends = []
-    for ahead in (_RECORDS_AHEAD,) if only_records else (_RECORDS_AHEAD, _EVENTS_AHEAD):
-        end, rows = db.execute(ahead, (user, after, ROWS_LOOKED_AT_MAX)).fetchone()
-        if rows == ROWS_LOOKED_AT_MAX:
-            ends.append(int(end))
-    upto = min([head, *ends])
-    return Window(after, upto, upto == head)
+    ends = [
+        db.execute(ahead, (user, after, paging.ROWS_LOOKED_AT_MAX)).fetchone()
+        for ahead in ((_RECORDS_AHEAD,) if only_records else (_RECORDS_AHEAD, _EVENTS_AHEAD))
+    ]
+    return window_of(after, head, ends)
 
 
 def _rows(

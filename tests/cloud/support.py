@@ -12,6 +12,8 @@ from metricsd.clock import Clock
 from metricsd.cloud import tenants
 from metricsd.cloud.app import create_app
 from metricsd.cloud.backend import Scope
+from metricsd.cloud.postgres import PostgresBackend
+from metricsd.cloud.registry import AdminBackend
 from metricsd.cloud.sqlite import SqliteBackend
 from metricsd.config import Cloud
 from tests.fakes import FakeClock
@@ -21,13 +23,13 @@ _numbers = itertools.count(1)
 
 
 class CloudUnderTest:
-    """The real app over a folder, without a socket."""
+    """The real app over a database, without a socket: SQLite in a folder, or PostgreSQL at a URL."""
 
-    def __init__(self, folder: Path, settings: Cloud | None = None, clock: Clock | None = None) -> None:
-        self.folder = folder
+    def __init__(self, place: Path | str, settings: Cloud | None = None, clock: Clock | None = None) -> None:
+        self.place = place
         self.settings = settings or Cloud()
         self.clock = clock or FakeClock()
-        self.backend = SqliteBackend(folder, self.settings, self.clock)
+        self.backend = backend_at(place, self.settings, self.clock)
         app: Any = create_app(self.backend, self.settings, self.clock)
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://cloud", trust_env=False)
 
@@ -62,8 +64,25 @@ class CloudUnderTest:
     async def get(self, path: str, token: str) -> httpx.Response:
         return await self.http.get(f"/sync/v1{path}", headers=bearer(token))
 
+    def another(self) -> CloudUnderTest:
+        """The same database, served by another process."""
+        return CloudUnderTest(self.place, self.settings, self.clock)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a cloud on SQLite; a test that asks for it is marked `only_sqlite`."""
+        assert isinstance(self.place, Path)
+        return self.place
+
     def tenant_files(self) -> list[Path]:
         return sorted(self.folder.glob("t_*.db"))
+
+
+def backend_at(place: Path | str, settings: Cloud, clock: Clock) -> AdminBackend:
+    """Return the backend over a folder or a database's URL."""
+    if isinstance(place, str):
+        return PostgresBackend(place, settings, clock)
+    return SqliteBackend(place, settings, clock)
 
 
 class Device:

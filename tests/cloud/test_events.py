@@ -255,6 +255,7 @@ async def test_unsequenced_rejections_settle_nothing(cloud: CloudUnderTest) -> N
     assert (await device.push([event(5)]))["acked_through"] == 5
 
 
+@pytest.mark.only_sqlite
 async def test_change_numbers_have_no_holes(cloud: CloudUnderTest) -> None:
     """Every number up to the counter is covered by exactly one transaction, refused batches included."""
     device = await cloud.device()

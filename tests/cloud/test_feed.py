@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metricsd.cloud import sqlite_feed
+from metricsd.cloud import paging
 from metricsd.cloud.wiretext import event_id_text, event_key, parse_revision, revision_text
 from tests.cloud.support import CloudUnderTest, Device, Json, event, events, problem, statuses
 
@@ -62,7 +62,7 @@ async def test_the_cursor_passes_over_the_devices_own_items(cloud: CloudUnderTes
 
 async def test_rows_looked_at_are_bounded(cloud: CloudUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page may be empty and still say `more`, so that no request scans a whole history."""
-    monkeypatch.setattr(sqlite_feed, "ROWS_LOOKED_AT_MAX", 3)
+    monkeypatch.setattr(paging, "ROWS_LOOKED_AT_MAX", 3)
     device, other = await cloud.device(), await cloud.device()
     await device.push(events(7))
     await other.push(events(1))
@@ -74,7 +74,7 @@ async def test_rows_looked_at_are_bounded(cloud: CloudUnderTest, monkeypatch: py
 
 async def test_bytes_of_a_page_are_bounded(cloud: CloudUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large records come in more pages, none is left out."""
-    monkeypatch.setattr(sqlite_feed, "PAGE_BYTES_MAX", 2500)
+    monkeypatch.setattr(paging, "PAGE_BYTES_MAX", 2500)
     device, other = await cloud.device(), await cloud.device()
     await device.put(*[{**record(number), "fields": {"text": "x" * 1000}} for number in range(8)])
     page = await other.changes()
@@ -184,7 +184,7 @@ async def test_a_puller_beside_many_writers_misses_nothing(cloud: CloudUnderTest
             if finished and not page["more"]:
                 return seen
 
-    async with CloudUnderTest(cloud.folder) as second_process:
+    async with cloud.another() as second_process:
         pulling = asyncio.create_task(pull())
         await asyncio.gather(
             *[write(device.on(second_process) if index % 2 else device) for index, device in enumerate(devices)]

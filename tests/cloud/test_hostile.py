@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,12 +26,6 @@ wild_events = st.dictionaries(names, json_values, max_size=8).map(lambda wild: {
 wild_bodies = st.fixed_dictionaries(
     {}, optional=dict.fromkeys(("device_id", "epoch", "base_seq", "events", "changes", "name"), json_values)
 )
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
 
 
 @given(wild_events)
@@ -62,10 +53,10 @@ def test_any_body_is_read_or_refused(body: bytes) -> None:
 @given(st.lists(wild_events, max_size=6), st.booleans())
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_what_the_checks_let_through_can_be_stored(
-    folder: Path, wild: list[dict[str, Any]], sequenced: bool
+    cloud_place: Path | str, wild: list[dict[str, Any]], sequenced: bool
 ) -> None:
     """No checked item makes the database fail: 64-bit numbers, any Unicode, NUL, empty texts."""
-    async with CloudUnderTest(folder / "events") as cloud:
+    async with CloudUnderTest(cloud_place) as cloud:
         device = await cloud.device()
         batch = [{**item, "id": event()["id"], "seq": number} for number, item in enumerate(wild, 1)]
         reply = await device.push(batch, query="" if sequenced else "?unsequenced=1")
@@ -74,9 +65,9 @@ async def test_what_the_checks_let_through_can_be_stored(
 
 @given(st.sampled_from(["/devices", "/hello", "/events", "/records"]), wild_bodies)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_a_wild_body_is_never_a_fault_of_ours(folder: Path, path: str, body: dict[str, Any]) -> None:
+async def test_a_wild_body_is_never_a_fault_of_ours(cloud_place: Path | str, path: str, body: dict[str, Any]) -> None:
     """2xx or 4xx on every route, and the next request works."""
-    async with CloudUnderTest(folder / "bodies") as cloud:
+    async with CloudUnderTest(cloud_place) as cloud:
         device = await cloud.device()
         reply = await cloud.post(path, {"device_id": device.id, **body}, device.token)
         assert reply.status_code < 500, reply.text
@@ -85,9 +76,9 @@ async def test_a_wild_body_is_never_a_fault_of_ours(folder: Path, path: str, bod
 
 @given(st.text(max_size=30), st.text(max_size=30))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_wild_queries_and_headers_are_refused(folder: Path, cursor: str, header: str) -> None:
+async def test_wild_queries_and_headers_are_refused(cloud_place: Path | str, cursor: str, header: str) -> None:
     """Cursors and tokens of any shape give 4xx."""
-    async with CloudUnderTest(folder / "queries") as cloud:
+    async with CloudUnderTest(cloud_place) as cloud:
         device = await cloud.device()
         reply = await cloud.http.get(
             "/sync/v1/changes", params={"cursor": cursor or "x", "limit": 5}, headers=bearer(device.token)

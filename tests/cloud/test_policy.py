@@ -53,6 +53,7 @@ async def test_a_device_fetches_the_policy_and_learns_of_a_new_one(cloud: CloudU
     assert (await cloud.get("/policy", device.token)).json()["version"] == 2
 
 
+@pytest.mark.only_sqlite
 async def test_the_same_text_makes_no_new_version_and_old_ones_are_bounded(cloud: CloudUnderTest) -> None:
     """A script may repeat itself; a thousand versions do not pile up."""
     await cloud.device()

@@ -71,8 +71,8 @@ class Listener:
 class Served:
     """A cloud on a socket."""
 
-    def __init__(self, folder: Path, settings: Cloud, clock: FakeClock | None = None) -> None:
-        self.cloud = CloudUnderTest(folder, settings, clock)
+    def __init__(self, place: Path | str, settings: Cloud, clock: FakeClock | None = None) -> None:
+        self.cloud = CloudUnderTest(place, settings, clock)
         self.server = CloudServer(create_app(self.cloud.backend, settings, self.cloud.clock), settings)
         self.url = ""
         self._stack = contextlib.AsyncExitStack()
@@ -114,8 +114,8 @@ class Served:
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    async with Served(tmp_path / "cloud", QUICK) as made:
+async def served(cloud_place: Path | str) -> AsyncIterator[Served]:
+    async with Served(cloud_place, QUICK) as made:
         yield made
 
 
@@ -170,7 +170,7 @@ async def test_what_this_process_stored_is_told_at_once(tmp_path: Path) -> None:
 async def test_what_another_process_stored_is_told_at_the_next_look(served: Served) -> None:
     """Two processes on one database: the listener of one hears of the pushes to the other."""
     one, two = [await served.cloud.device(name=name) for name in ("one", "two")]
-    async with served.listen(two) as listener, CloudUnderTest(served.cloud.folder) as elsewhere:
+    async with served.listen(two) as listener, served.cloud.another() as elsewhere:
         await listener.opened()
         await one.on(elsewhere).push(events(3))
         assert (await listener.announced()).change == 3
@@ -239,7 +239,7 @@ async def test_a_revoked_token_ends_its_stream(served: Served) -> None:
         await listener.opened()
         await other.opened()
         began = time.monotonic()
-        async with CloudUnderTest(served.cloud.folder) as elsewhere:
+        async with served.cloud.another() as elsewhere:
             await revoke_token(elsewhere.backend.directory, row.id, served.cloud.clock, actor="test")
         assert await listener.ended() == "revoked"
         assert time.monotonic() - began < 5.0
@@ -307,6 +307,7 @@ async def test_a_user_with_many_devices_is_told_to_spread(served: Served) -> Non
         assert (await first.announced()).spread_ms > 0
 
 
+@pytest.mark.only_sqlite
 async def test_a_database_that_went_back_is_news(served: Served) -> None:
     """Its number is lower than what was told: everybody is called to pull, and learns there that history changed."""
     one, two = [await served.cloud.device(name=name) for name in ("one", "two")]

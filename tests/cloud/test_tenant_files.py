@@ -15,6 +15,8 @@ from metricsd.config import Cloud
 from metricsd.errors import StoreUnavailable, UsageError
 from tests.cloud.support import CloudUnderTest, event, events, statuses
 
+pytestmark = pytest.mark.only_sqlite
+
 
 async def test_open_files_are_bounded_and_idle_ones_are_reopened(
     cloud: CloudUnderTest, monkeypatch: pytest.MonkeyPatch

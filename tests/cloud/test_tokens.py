@@ -111,7 +111,7 @@ async def test_a_scope_opens_its_own_doors_only(cloud: CloudUnderTest, scope: Sc
 async def test_a_revocation_counts_at_once_in_another_process(cloud: CloudUnderTest) -> None:
     """A second app over the same files refuses the token with its very next request."""
     device = await cloud.device()
-    async with CloudUnderTest(cloud.folder, clock=cloud.clock) as other:
+    async with cloud.another() as other:
         there = device.on(other)
         await there.hello()
         [found] = [token for token in await cloud.backend.directory.list_tokens(None) if token.device == device.id]
@@ -120,6 +120,7 @@ async def test_a_revocation_counts_at_once_in_another_process(cloud: CloudUnderT
         assert problem(reply) == (401, "bad_token")
 
 
+@pytest.mark.only_sqlite
 async def test_a_token_is_known_by_its_whole_hash(cloud: CloudUnderTest, clock: FakeClock) -> None:
     """The index on eight bytes only finds candidates: one that shares them is not taken for it."""
     digest = digest_of((await cloud.device()).token)
@@ -129,6 +130,7 @@ async def test_a_token_is_known_by_its_whole_hash(cloud: CloudUnderTest, clock: 
     directory.close()
 
 
+@pytest.mark.only_sqlite
 async def test_no_token_lies_on_disk(cloud: CloudUnderTest) -> None:
     """Only hashes are stored: neither a token nor its random part is in any file."""
     device = await cloud.device()
@@ -140,6 +142,7 @@ async def test_no_token_lies_on_disk(cloud: CloudUnderTest) -> None:
         assert secret.encode() not in held and secret[4:].encode() not in held
 
 
+@pytest.mark.only_sqlite
 async def test_files_of_the_cloud_are_private(cloud: CloudUnderTest) -> None:
     """Folder 0700, databases and their logs 0600."""
     device = await cloud.device()
@@ -150,6 +153,7 @@ async def test_files_of_the_cloud_are_private(cloud: CloudUnderTest) -> None:
     assert {path.stat().st_mode & 0o777 for path in databases} == {0o600}
 
 
+@pytest.mark.only_sqlite
 async def test_a_name_never_reaches_a_file_name(cloud: CloudUnderTest) -> None:
     """A tenant's file has a generated name, whatever the tenant is called."""
     device = await cloud.device(tenant="../../etc/x'; DROP TABLE tenant; --")

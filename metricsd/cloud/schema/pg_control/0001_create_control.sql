@@ -82,3 +82,13 @@ CREATE TABLE audit_head (
     hash BYTEA NOT NULL
 );
 INSERT INTO audit_head VALUES (1, 0, decode(repeat('00', 32), 'hex'));
+
+-- What tenants asked of all processes in a minute. It matters for a minute: no log is written for it, and a crash
+-- empties it.
+CREATE UNLOGGED TABLE spent (
+    tenant TEXT COLLATE "C" NOT NULL,
+    minute BIGINT NOT NULL,
+    requests BIGINT NOT NULL,
+    size BIGINT NOT NULL,
+    PRIMARY KEY (tenant, minute)
+);

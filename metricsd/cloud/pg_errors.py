@@ -1,0 +1,67 @@
+"""What PostgreSQL's errors mean for a request: what passes by itself is 503 with Retry-After, the rest is a fault.
+
+Nothing of an error's text reaches a client, because it may quote values; its class name does, for whoever reads logs.
+"""
+
+from __future__ import annotations
+
+import asyncpg
+
+from metricsd.cloud.problems import Refused, busy, refuse
+from metricsd.errors import MetricsdError, UsageError
+
+SCHEMA_RETRY_S = 60.0
+_PASSING = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.ObjectInUseError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.PostgresSystemError,
+)
+_ABSENT = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.InvalidParameterValueError,
+)
+
+
+def schema_not_ready(detail: str) -> Refused:
+    """Return the refusal for a schema that an administrator must bring up to date first."""
+    return refuse(503, "schema_not_ready", detail, retry_after_s=SCHEMA_RETRY_S)
+
+
+def as_refusal(error: BaseException) -> BaseException:
+    """Return 503 for what passes by itself; anything else is a fault of ours and comes back as it is."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, _PASSING):
+        return busy(f"the database cannot be used now ({type(error).__name__})")
+    if isinstance(error, _ABSENT):
+        return schema_not_ready(
+            f"a schema or role is missing or old ({type(error).__name__}): `metricsd cloud migrate-schema` brings all"
+            " up to date; a tenant that was dropped stays away"
+        )
+    return error
+
+
+def as_told(error: BaseException) -> BaseException:
+    """Return what an administrator at the command line is told."""
+    if isinstance(error, MetricsdError):
+        return error
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return UsageError(f"this login may not do that ({error}): give the owner's URL to --database")
+    if isinstance(error, (asyncpg.InvalidCatalogNameError, asyncpg.InvalidAuthorizationSpecificationError)):
+        return UsageError(f"--database: {error}")
+    if isinstance(error, asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
+        return UsageError("this database holds no metricsd cloud: `metricsd cloud tenant create NAME` makes one")
+    return as_refusal(error)

@@ -1,0 +1,91 @@
+"""The PostgreSQL backend: a schema and a role per tenant, any number of servers, no state outside the database.
+
+Requests run as the ingest login or under a tenant's role, whoever the URL names. Connections are bounded per server,
+every statement has a deadline, and a server that is away is 503 with Retry-After until it is back. Works behind a
+proxy that pools transactions: nothing outlives a transaction, on the server or here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from metricsd.clock import Clock, SystemClock
+from metricsd.cloud.access import Act, Tenant
+from metricsd.cloud.backend import News
+from metricsd.cloud.pg_directory import PgDirectory
+from metricsd.cloud.pg_errors import as_told
+from metricsd.cloud.pg_install import drop_tenant
+from metricsd.cloud.pg_meter import PgMeter
+from metricsd.cloud.pg_names import checked_url
+from metricsd.cloud.pg_news import read_news
+from metricsd.cloud.pg_pool import Pool
+from metricsd.cloud.pg_session import Session
+from metricsd.cloud.pg_tenant import PgTenant
+from metricsd.config import Cloud
+
+SESSIONS_MAX = 1000
+"""Tenants whose interned texts are remembered; each is some kilobytes, at most some megabytes."""
+
+
+class PostgresBackend:
+    """`Backend` over the database at a URL, for one event loop. Nothing connects before the first use."""
+
+    def __init__(self, url: str, settings: Cloud, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._url = checked_url(url)
+        self._pools: dict[str, Pool] = {}
+        self._sessions: OrderedDict[tuple[str, str | None], Session] = OrderedDict()
+        self.directory = PgDirectory(self.pool(None), clock or SystemClock())
+        self.meter = PgMeter(self.directory, self._session)
+
+    def pool(self, server: str | None) -> Pool:
+        """Return the connections to a server, None for the one that holds the directory."""
+        url = self._url if server is None else checked_url(server)
+        if url not in self._pools:
+            self._pools[url] = Pool(
+                url, size=self._settings.database_connections, timeout_s=self._settings.database_timeout_s
+            )
+        return self._pools[url]
+
+    def tenant(self, tenant: Tenant) -> AbstractAsyncContextManager[PgTenant]:
+        return self._hold(tenant)
+
+    async def news(self, tenant: Tenant, after: int | None, users: Collection[str]) -> News:
+        return await read_news(self._session(tenant), after, users)
+
+    async def drop_tenant(self, tenant: Tenant, act: Act) -> None:
+        await self.directory.begin_drop(tenant, act.at)
+        try:
+            async with self.pool(tenant.server).transaction() as db:
+                await drop_tenant(db, tenant.id)
+        except Exception as error:
+            raise as_told(error) from error
+        await self.directory.end_drop(tenant, act)
+
+    def gauges(self) -> dict[str, float]:
+        pools = list(self._pools.values())
+        return {
+            "database_connections": sum(len(pool) for pool in pools),
+            "database_connects_total": sum(pool.connects for pool in pools),
+            "database_transactions_total": sum(pool.transactions for pool in pools),
+        }
+
+    async def close(self) -> None:
+        for pool in self._pools.values():
+            await pool.close()
+
+    @asynccontextmanager
+    async def _hold(self, tenant: Tenant) -> AsyncIterator[PgTenant]:
+        yield PgTenant(self._session(tenant))
+
+    def _session(self, tenant: Tenant) -> Session:
+        key = (tenant.id, tenant.server)
+        session = self._sessions.get(key)
+        if session is None:
+            session = self._sessions[key] = Session(self.pool(tenant.server), tenant.id)
+            if len(self._sessions) > SESSIONS_MAX:
+                self._sessions.popitem(last=False)
+        self._sessions.move_to_end(key)
+        return session
