@@ -27,6 +27,9 @@ CAPTURE_VERSION = 1
 CAPTURES_FOLDER = "new"
 CAPTURE_SUFFIX = ".jsonl"
 NAME_BYTES_MAX = 64  # of an event or an app: a file name of 255 bytes holds it with three numbers
+PROBE_APP = "metricsd"
+PROBE_EVENT = "DoctorProbe"
+"""What `metricsd doctor` sends through the whole way: taken in and let go of like any capture, and never an event."""
 UNKNOWN = "unknown"  # what the hook writes for an event or an app that does not fit a file name
 LINE_BYTES_MAX = 16 * 1024 * 1024
 PAYLOAD_BYTES_MAX = LINE_BYTES_MAX - 1024  # hooks/capture holds the same number
@@ -118,6 +121,11 @@ def parse_name(name: str) -> CaptureName:
         raise LineRejected("capture_name", f"{name!r} is not EVENT-PID-PPID-COUNTER{CAPTURE_SUFFIX}")
     event, pid, ppid, counter = match.groups()
     return CaptureName(event, int(pid), int(ppid), int(counter))
+
+
+def is_probe(app: str, event: str) -> bool:
+    """Return whether a line is the doctor's, which must not show in anybody's figures."""
+    return event == PROBE_EVENT and app == PROBE_APP
 
 
 def event_time_us(second: int | None, mtime_ns: int) -> int:

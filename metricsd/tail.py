@@ -19,7 +19,7 @@ from metricsd.config import Tail as Settings
 from metricsd.crash import crash_point
 from metricsd.decode import decode_line, parse_line
 from metricsd.decode.repository import Repositories
-from metricsd.errors import LineRejected, StoreUnavailable
+from metricsd.errors import LineRejected, SpoolUnavailable
 from metricsd.growing import place_of
 from metricsd.ids import capture_id
 from metricsd.lines import SharedLines
@@ -72,7 +72,7 @@ class Tail:
         self._clock = clock
         self._repositories = Repositories(clock)
         self._backlog = Backlog(folder, clock)
-        self._undeletable: StoreUnavailable | None = None
+        self._undeletable: SpoolUnavailable | None = None
         self._unfinished: dict[str, _Unfinished] = {}
         places = [str(folder), *map(place_of, settings.sources)]
         lines = SharedLines(self._repositories, clock)
@@ -128,7 +128,7 @@ class Tail:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._undeletable = StoreUnavailable(
+            self._undeletable = SpoolUnavailable(
                 f"{self._new / name}: stored, but cannot be deleted ({error.strerror}): check the folder's permissions"
             )
 
@@ -164,6 +164,8 @@ class Tail:
             return _Capture(name, data, None, Reject(file, 0, data, "incomplete", "no final newline"))
         try:
             line = parse_line(data)
+            if spool.is_probe(line.app, line.event):
+                return _Capture(name, data, None, None)
             event = decode_line(line, spool.event_time_us(line.s, mtime_ns), self._repositories)
         except LineRejected as rejected:
             return _Capture(name, data, None, Reject(file, 0, data, rejected.reason, rejected.detail))
