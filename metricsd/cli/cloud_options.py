@@ -22,7 +22,9 @@ from metricsd.config import find_paths, load_config
 from metricsd.errors import UsageError
 
 if TYPE_CHECKING:
+    from metricsd.cloud.postgres import PostgresBackend
     from metricsd.cloud.registry import AdminBackend
+    from metricsd.config import Cloud
 
 T = TypeVar("T")
 
@@ -30,7 +32,9 @@ _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"([0-9]{1,6})([mhd])")
 
 database_option = click.option(
-    "--database", metavar="URL", help="sqlite:/absolute/folder; without it the home's embedded database."
+    "--database",
+    metavar="URL",
+    help="sqlite:/absolute/folder or postgresql://...; without it the home's embedded database.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 tenant_option = click.option("--tenant", "tenant_name", required=True, help="The tenant's name.")
@@ -39,11 +43,24 @@ any_tenant_option = click.option("--tenant", "tenant_name", help="Only this tena
 
 def open_backend(database: str | None) -> AdminBackend:
     """Return the backend that `--database` names, by default the home's embedded one."""
+    from metricsd.cloud.pg_names import is_postgres
     from metricsd.cloud.sqlite import SqliteBackend, folder_of
 
     paths = find_paths()
+    if database is not None and is_postgres(database):
+        return _open_postgres(database, load_config(paths).cloud)
     folder = paths.cloud if database is None else folder_of(database)
     return SqliteBackend(folder, load_config(paths).cloud)
+
+
+def _open_postgres(url: str, settings: Cloud) -> PostgresBackend:
+    try:
+        from metricsd.cloud.postgres import PostgresBackend
+    except ModuleNotFoundError as error:
+        if error.name != "asyncpg":
+            raise
+        raise UsageError("PostgreSQL needs asyncpg: pip install 'metricsd[postgres]'") from error
+    return PostgresBackend(url, settings)
 
 
 def with_backend(database: str | None, work: Callable[[AdminBackend], Awaitable[T]]) -> T:

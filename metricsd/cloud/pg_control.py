@@ -62,8 +62,8 @@ class ControlSchema:
     @asynccontextmanager
     async def owner(self) -> AsyncIterator[Db]:
         """One transaction as the login of the URL; raise UsageError when it may not do what is asked."""
-        await self.instance()
         try:
+            await self.instance()
             async with self._pool.transaction(_PATH) as db:
                 yield db
         except Exception as error:

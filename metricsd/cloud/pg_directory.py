@@ -67,6 +67,8 @@ class PgDirectory(PgEnrolment, PgPeople):
     """`Control` over the control schema."""
 
     async def find_token(self, digest: bytes) -> Token | None:
+        if not await self.is_installed():
+            return None
         async with self.request() as db:
             rows = await db.fetch(_FIND + "WHERE token.lookup = $1", digest[:LOOKUP_BYTES])
         # Every candidate is compared whole and in constant time.
@@ -83,6 +85,9 @@ class PgDirectory(PgEnrolment, PgPeople):
             return {str(row[0]) for row in await db.fetch(_LIVE, list(ids), now)}
 
     async def ready(self) -> None:
+        if not await self.is_installed():
+            # It answers, and waits for its first tenant.
+            return
         async with self.request() as db:
             await db.fetchval("SELECT 1 FROM instance")
 
@@ -106,8 +111,11 @@ class PgDirectory(PgEnrolment, PgPeople):
             return True
 
     async def list_tenants(self) -> list[Tenant]:
-        if not await self.is_installed():
-            return []
+        try:
+            if not await self.is_installed():
+                return []
+        except Exception as error:
+            raise as_told(error) from error
         async with self.owner() as db:
             return [tenant_of(row) for row in await db.fetch(_LIST)]
 

@@ -11,7 +11,10 @@ from metricsd.cloud.problems import Refused, busy, refuse
 from metricsd.errors import MetricsdError, UsageError
 
 SCHEMA_RETRY_S = 60.0
+_WRONG_PLACE = (asyncpg.InvalidCatalogNameError, asyncpg.InvalidAuthorizationSpecificationError)
+"""The URL names a database or login that the server does not know, or a wrong password."""
 _PASSING = (
+    *_WRONG_PLACE,
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
@@ -56,12 +59,11 @@ def as_refusal(error: BaseException) -> BaseException:
 
 def as_told(error: BaseException) -> BaseException:
     """Return what an administrator at the command line is told."""
-    if isinstance(error, MetricsdError):
-        return error
-    if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        return UsageError(f"this login may not do that ({error}): give the owner's URL to --database")
-    if isinstance(error, (asyncpg.InvalidCatalogNameError, asyncpg.InvalidAuthorizationSpecificationError)):
-        return UsageError(f"--database: {error}")
-    if isinstance(error, asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
-        return UsageError("this database holds no metricsd cloud: `metricsd cloud tenant create NAME` makes one")
-    return as_refusal(error)
+    cause = error.__cause__ if isinstance(error, Refused) else error
+    if isinstance(cause, _WRONG_PLACE):
+        return UsageError(f"--database: {cause}")
+    if isinstance(cause, OSError):
+        return UsageError(f"--database: the server does not answer ({cause.strerror or type(cause).__name__})")
+    if isinstance(cause, asyncpg.InsufficientPrivilegeError):
+        return UsageError(f"this login may not do that ({cause}): give the owner's URL to --database")
+    return error if isinstance(error, MetricsdError) else as_refusal(error)

@@ -23,6 +23,7 @@ from metricsd.cloud.pg_news import read_news
 from metricsd.cloud.pg_pool import Pool
 from metricsd.cloud.pg_session import Session
 from metricsd.cloud.pg_tenant import PgTenant
+from metricsd.cloud.problems import Refused
 from metricsd.config import Cloud
 
 SESSIONS_MAX = 1000
@@ -54,6 +55,26 @@ class PostgresBackend:
 
     async def news(self, tenant: Tenant, after: int | None, users: Collection[str]) -> News:
         return await read_news(self._session(tenant), after, users)
+
+    async def warnings(self) -> list[str]:
+        """Return what whoever starts a server on this URL should know; raise UsageError when it can never work."""
+        try:
+            if not await self.directory.is_installed():
+                return ["this database holds no cloud yet: make a tenant with `metricsd cloud tenant create NAME`"]
+            instance = await self.directory.instance()
+            async with self.pool(None).transaction() as db:
+                login = await db.fetchval("SELECT session_user::text")
+        except Exception as error:
+            told = as_told(error)
+            if isinstance(told, Refused):
+                return [f"the database is not ready ({told}): requests are answered with 503 until it is"]
+            raise told from error
+        if login == instance.ingest:
+            return []
+        return [
+            f"the URL's login {login!r} may do more than serving needs: requests run under {instance.ingest!r} and the"
+            f" tenants' roles; give that role a password and use it in the URL"
+        ]
 
     async def drop_tenant(self, tenant: Tenant, act: Act) -> None:
         await self.directory.begin_drop(tenant, act.at)
