@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import structlog
 
-from metricsd import disk
+from metricsd import disk, spool
 from metricsd.backlog import Progress
 from metricsd.clock import US_PER_S, Clock
 from metricsd.config import Config, Paths
@@ -51,6 +51,8 @@ REPAIR_DOUBLINGS_MAX = 5
 """The pause between attempts at a repair doubles so often: from two looks to a minute."""
 CHECKED = "store_checked_us"
 """State key: when a write was last tried after a trouble."""
+
+NS_PER_US = 1000
 
 log = structlog.get_logger("store")
 
@@ -135,7 +137,11 @@ class StoreKeeper:
         """Hold what the store failed with, and return the error that its user should see."""
         if isinstance(error, SpoolUnavailable):
             return error
-        self._hold(trouble_of(error, self.store.path, self._clock.now_us()))
+        trouble = trouble_of(error, self.store.path, self._clock.now_us())
+        if trouble.kind is TroubleKind.FULL and self._is_at_limit():
+            self._tell_limit()
+        else:
+            self._hold(trouble)
         return error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
 
     def synced_through(self) -> int | None:
@@ -208,23 +214,29 @@ class StoreKeeper:
             self.note(error)
 
     def _open_store(self) -> None:
-        """Open the store and its tail; one that is damaged or lost is repaired first, if need be from scratch."""
-        store = self.store
-        salvage.finish(store.path)
-        if salvage.is_needed(self._paths):
-            self._repair()
-        is_unclean = disk.size_of(wal_of(store.path)) > 0
+        """Open the store and its tail; one that is damaged or lost is repaired first, if need be from a backup alone."""
         try:
-            store.reopen(backups=self._paths.backups)
-            if is_unclean:
-                salvage.check(store)
+            self._open_file()
         except StoreCorrupt as error:
             self.note(error)
             self._set_aside()
-            self._repair()
-            store.reopen(backups=self._paths.backups)
-        store.limit(self._config.store.bytes_max)
+            self._open_file()
+        if salvage.is_lost(self.store, self._paths):
+            self._set_aside()
+            self._open_file()
+        self.store.limit(self._config.store.bytes_max)
         self._start_tail()
+
+    def _open_file(self) -> None:
+        """Open what lies at the path, after repairing what there is to repair; raise StoreCorrupt for a damaged one."""
+        path = self.store.path
+        is_unclean = disk.size_of(wal_of(path)) > 0
+        salvage.finish(path)
+        if salvage.is_needed(self._paths):
+            self._repair()
+        self.store.reopen(backups=self._paths.backups)
+        if is_unclean:
+            salvage.check(self.store)
 
     def _set_aside(self) -> None:
         """Take the damaged file out of the way; from then on it is only read."""
@@ -285,7 +297,7 @@ class StoreKeeper:
             case Pressure.WAL:
                 return self._is_wal_bearable(usage)
             case Pressure.STORE:
-                return self._drop_old() or self._is_below_limit(usage)
+                return self._drop_old() or self._is_below_limit(usage, returning=returning)
             case Pressure.DISK:
                 return usage.spare_bytes >= SPARE_BYTES_MIN or self._drop_old() or self._tell_floor(usage)
 
@@ -296,7 +308,11 @@ class StoreKeeper:
 
     def _drop_old(self) -> bool:
         """Drop the oldest events that the cloud has; return whether there were any."""
-        dropped = make_room(self.store, ROOM_ROWS, synced_through=self.synced_through())
+        with translated(self._paths.spool):
+            waiting = spool.pending(self._paths.spool).oldest_mtime_ns
+        # What still waits must not become too old to be taken in.
+        before_us = None if waiting is None else waiting // NS_PER_US - US_PER_S
+        dropped = make_room(self.store, ROOM_ROWS, synced_through=self.synced_through(), before_us=before_us)
         if dropped:
             log.info("store.made_room", events=dropped)
         return dropped > 0
@@ -309,13 +325,24 @@ class StoreKeeper:
         self._tell(TroubleKind.BUSY, f"its write-ahead log has {usage.wal_bytes} bytes, and another program reads it")
         return False
 
-    def _is_below_limit(self, usage: Usage) -> bool:
+    def _is_below_limit(self, usage: Usage, *, returning: bool) -> bool:
+        """Return whether what the store may still grow is worth going on; after it was full, only room to spare is."""
         limit = self._config.store.bytes_max
-        if usage.store_bytes < limit - limit // FULL_SHARE:
+        if not returning and usage.store_bytes < limit - limit // FULL_SHARE:
             return True
-        fix = "raise store.bytes_max, or log in so that old events can go once they are synced; captures wait in the spool"
-        self._tell(TroubleKind.QUOTA, f"it has reached store.bytes_max, {limit} bytes", fix)
+        self._tell_limit()
         return False
+
+    def _is_at_limit(self) -> bool:
+        """Return whether a write that found no room met the store's own limit, not the disk's."""
+        with contextlib.suppress(StoreError):
+            limit = self._config.store.bytes_max
+            return self.store.sizes()[0] > limit - limit // disk.STORE_SHARE
+        return False
+
+    def _tell_limit(self) -> None:
+        fix = "raise store.bytes_max, or log in so that old events can go once they are synced; captures wait in the spool"
+        self._tell(TroubleKind.QUOTA, f"it has reached store.bytes_max, {self._config.store.bytes_max} bytes", fix)
 
     def _tell_floor(self, usage: Usage) -> bool:
         floor = disk.floor_bytes(usage, self._config.store)

@@ -8,26 +8,29 @@ damaged file may be anything. Events go in by id, so pouring twice adds nothing,
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from metricsd.errors import LineRejected
 from metricsd.hlc import parse_stamp
 from metricsd.ids import EVENT_ID_BYTES, EventId
 from metricsd.model import Event
-from metricsd.store import counters, events, hlc_mark, outbox, state
+from metricsd.store import counters, events, hlc_mark, outbox, rollups, state
 from metricsd.store.connection import Store, sqlite_translated
 from metricsd.store.events import Identified
 
 ROWS_PER_READ = 500
 ROWS_PER_TRANSACTION = 2000
-FAILURES_MAX = 1_000_000
+FAILURES_MAX = 200_000
 """Reads that may fail before the rest of a table is given up: a bad page costs about two for each of its rows."""
+DEAD_AFTER = 5000
+"""The same while nothing of the table could be read yet."""
 ROW_BYTES_MIN = 20
 """No event is smaller: bounds how many positions there can be where nothing else tells."""
+WORD_BYTES_MIN = 5
 _AT_MAX = 253_402_300_799_999_999
 _FOLD_BEFORE = "fold_before_us"
 
@@ -46,7 +49,9 @@ _LOOSE_CONFLICTS = """
 UPDATE record SET conflict = NULL
 WHERE conflict IS NOT NULL AND conflict NOT IN (SELECT id FROM conflict_log WHERE state = 'open')
 """
-_COUNTERS = f"SELECT session, device, {', '.join(counters.FIELDS)} FROM session_counters"
+_COUNTERS = f"SELECT session, device, {', '.join(counters.FIELDS)} FROM session_counters ORDER BY session, device"
+_TOTALS_COLUMNS = "day, device, type, tool, project, batch, bucket, n, failed, duration_ms, lines_added, lines_removed"
+_TOTALS = f"SELECT {_TOTALS_COLUMNS} FROM rollup ORDER BY day"
 _PUT_COUNTERS = f"""
 INSERT OR IGNORE INTO session_counters (session, device, {", ".join(counters.FIELDS)})
 VALUES ({", ".join("?" * (2 + len(counters.FIELDS)))})
@@ -83,12 +88,20 @@ class _Device(NamedTuple):
     own: bool
 
 
+_OURS = _Device("", own=True)
+
+
+class _Item(NamedTuple):
+    pos: int
+    device: _Device
+    item: Identified
+
+
 class Damaged:
-    """A damaged store. Close it."""
+    """A damaged store. Close it. Raises StoreCorrupt when not even the list of its tables can be read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._failures = 0
         self._ended = False
         self._state: dict[str, Any] = {}
         self._terms: dict[int, str] = {}
@@ -97,6 +110,11 @@ class Damaged:
         self._devices: dict[int, _Device] = {}
         with sqlite_translated(path):
             self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            try:
+                self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            except BaseException:
+                self._db.close()
+                raise
 
     def close(self) -> None:
         """Close the file."""
@@ -114,17 +132,19 @@ class Damaged:
         with store.transaction(full=True):
             self._pour_tables(store)
             self._pour_counters(store)
+            if fresh:
+                self._pour_folded(store)
         return found
 
     def _read_words(self) -> None:
         """Read the small tables that events refer to."""
         for key, value in self._all("SELECT key, value FROM state ORDER BY key"):
             self._state[key] = value
-        for number, text in self._by_id("id, text", "term"):
+        for number, text in self._words("id, text", "term"):
             self._terms[number] = text
-        for number, *words in self._by_id("id, app, kind, name", "event_type"):
+        for number, *words in self._words("id, app, kind, name", "event_type"):
             self._types[number] = (words[0], words[1], words[2])
-        for number, app, session in self._by_id("id, app, session_id", "session"):
+        for number, session, app in self._words("id, session_id, app", "session"):
             self._sessions[number] = (app, session)
         for number, device_id, own in self._by_id("id, device_id, own", "device"):
             self._devices[number] = _Device(device_id, bool(own))
@@ -153,7 +173,7 @@ class Damaged:
         found = Found(first_pos=None if self._int(_FOLD_BEFORE) else 1, last_pos=last)
         ranges = [(-(most if remote is None else remote), 0), (1, most if last is None else last)]
         for low, high in ranges:
-            batch: list[tuple[int, str, Identified]] = []
+            batch: list[_Item] = []
             for row in self._readable(_EVENTS, low, high):
                 item = self._event_of(row)
                 if item is None:
@@ -166,43 +186,40 @@ class Damaged:
                 found = found.plus(self._insert(store, batch))
         return found._replace(last_pos=last)
 
-    def _insert(self, store: Store, batch: Sequence[tuple[int, str, Identified]]) -> Found:
+    def _insert(self, store: Store, batch: Sequence[_Item]) -> Found:
         """Insert events with their devices; own ones go on to be own."""
         here = events.locate(store, [item.id for _, _, item in batch])
-        by_device: dict[str, list[Identified]] = {}
-        for _, device_id, item in batch:
+        by_device: dict[_Device, list[Identified]] = {}
+        for _, device, item in batch:
             if item.id not in here:
-                by_device.setdefault(device_id, []).append(item)
+                by_device.setdefault(device, []).append(item)
         added = 0
         with store.transaction():
             own_row = events.own_device(store)
             own_id = events.device_id_of(store, own_row)
-            for device_id, items in by_device.items():
-                row = own_row if device_id in ("", own_id) else events.device_row(store, device_id)
+            for (device_id, own), items in by_device.items():
+                is_ours = device_id in ("", own_id)
+                row = own_row if is_ours else events.device_row(store, device_id, own=own)
                 added += events.insert(store, items, device=row).added
-        own = [(pos, item) for pos, _, item in batch if pos > 0]
-        known = sum(1 for _, item in own if item.id in here)
-        return Found(added, len(own), known, min((pos for pos, _ in own), default=None))
+        ours = [(pos, item) for pos, _, item in batch if pos > 0]
+        known = sum(1 for _, item in ours if item.id in here)
+        return Found(added, len(ours), known, min((pos for pos, _ in ours), default=None))
 
-    def _event_of(self, row: _Row) -> tuple[int, str, Identified] | None:
+    def _event_of(self, row: _Row) -> _Item | None:
         """Return position, device and event of a row; None for one that is not whole."""
         pos, event_id, at, device, kind, session = row[:6]
-        device_of = self._devices.get(device)
         words = self._types.get(kind)
-        if words is None or device_of is None or len(event_id) != EVENT_ID_BYTES or not 0 <= at <= _AT_MAX:
+        # What the cloud gave is given again; an own event is ours even if the page that says so is gone.
+        owner = self._devices.get(device, _OURS if pos > 0 else None)
+        if words is None or owner is None or len(event_id) != EVENT_ID_BYTES or not 0 <= at <= _AT_MAX:
             return None
-        session_id = None
-        if session is not None:
-            known = self._sessions.get(session)
-            if known is None:
-                return None
-            session_id = known[1]
+        session_id = self._sessions.get(session, ("", None))[1]
         try:
             _, _, event = events.from_row(self._term, (*row, *words, session_id))
             msgspec.convert(msgspec.to_builtins(event), Event)
-        except (ValueError, TypeError, IndexError, msgspec.MsgspecError, LineRejected):
+        except (ValueError, TypeError, IndexError, msgspec.MsgspecError):
             return None
-        return pos, device_of.device_id, Identified(EventId(event_id), event)
+        return _Item(pos, owner, Identified(EventId(event_id), event))
 
     def _pour_tables(self, store: Store) -> None:
         """Copy the rows of the tables that stand alone, as far as both files know their columns."""
@@ -217,15 +234,40 @@ class Damaged:
         store.db.execute(_LOOSE_CONFLICTS)
 
     def _pour_counters(self, store: Store) -> None:
-        """Add session counters where the store has none: of other devices, and of sessions whose events were folded."""
-        for session, device, *values in self._all(_COUNTERS + " ORDER BY session, device"):
+        """Add session counters where the store has none: of other devices, and of sessions that retention has folded.
+
+        Others of our own follow from the events that came back.
+        """
+        folded = self._int(_FOLD_BEFORE) or 0
+        own_row = events.own_device(store)
+        for session, device, started_at, last_at, *values in self._all(_COUNTERS):
             known, owner = self._sessions.get(session), self._devices.get(device)
-            if known is None or owner is None or not all(isinstance(v, int | str | None) for v in values):
+            if known is None or owner is None:
                 continue
-            own_row = events.own_device(store)
-            own = owner.device_id in ("", events.device_id_of(store, own_row))
-            row = own_row if own else events.device_row(store, owner.device_id)
-            store.db.execute(_PUT_COUNTERS, (store.terms.session(*known), row, *values))
+            is_ours = owner.device_id in ("", events.device_id_of(store, own_row))
+            if is_ours and last_at >= folded:
+                continue
+            row = own_row if is_ours else events.device_row(store, owner.device_id, own=owner.own)
+            store.db.execute(_PUT_COUNTERS, (store.terms.session(*known), row, started_at, last_at, *values))
+
+    def _pour_folded(self, store: Store) -> None:
+        """Add the totals of the days whose events retention has dropped, to a store that has no past of its own."""
+        before = self._int(_FOLD_BEFORE)
+        if not before:
+            return
+        own_row = events.own_device(store)
+        totals: dict[rollups.Key, rollups.Totals] = {}
+        for day, device, kind, tool, project, batch, bucket, *values in self._all(_TOTALS):
+            words, owner = self._types.get(kind), self._devices.get(device)
+            if words is None or owner is None or day >= store.days.of(before):
+                continue
+            is_ours = owner.device_id in ("", events.device_id_of(store, own_row))
+            row = own_row if is_ours else events.device_row(store, owner.device_id, own=owner.own)
+            texts = [self._terms.get(number, "") if number else "" for number in (tool, project, batch)]
+            numbers = [store.terms.text(text) if text else 0 for text in texts]
+            key = (day, row, store.terms.type(*words), numbers[0], numbers[1], numbers[2], bucket)
+            totals[key] = values
+        rollups.add(store, totals, {})
 
     def _term(self, number: int | None) -> str | None:
         return self._terms.get(number) if number else None
@@ -251,8 +293,8 @@ class Damaged:
         if self._ended:
             return
         seen = set(map(repr, front))
-        backwards = ordered.replace("ORDER BY session, device", "ORDER BY session DESC, device DESC")
-        backwards = backwards if backwards != ordered else f"{ordered} DESC"
+        query, _, names = ordered.partition(" ORDER BY ")
+        backwards = f"{query} ORDER BY {', '.join(f'{name} DESC' for name in names.split(', '))}"
         yield from (row for row in self._until_failure(backwards) if repr(row) not in seen)
 
     def _until_failure(self, sql: str) -> Iterator[_Row]:
@@ -261,26 +303,37 @@ class Damaged:
             yield from self._db.execute(sql)
             self._ended = True
         except sqlite3.DatabaseError:
-            self._failures += 1
+            return
+
+    def _words(self, columns: str, table: str) -> Iterator[_Row]:
+        """Yield the rows of a table of words from its pages, and from its unique index, which has the same words."""
+        yield from self._by_id(columns, table)
+        yield from self._all(f"SELECT {columns} FROM {table} ORDER BY {columns.removeprefix('id, ')}")
 
     def _by_id(self, columns: str, table: str) -> Iterable[_Row]:
-        return self._readable(_BY_ID.format(columns, table), 0, self._path.stat().st_size // ROW_BYTES_MIN + (1 << 20))
+        return self._readable(_BY_ID.format(columns, table), 0, self._path.stat().st_size // WORD_BYTES_MIN)
 
     def _readable(self, sql: str, low: int, high: int) -> Iterator[_Row]:
-        """Yield the rows whose first column lies within the bounds, in parts, around what cannot be read."""
-        waiting = [(low, high)]
-        while waiting and self._failures < FAILURES_MAX:
-            low, high = waiting.pop()
+        """Yield the rows whose first column lies within the bounds, in parts, around what cannot be read.
+
+        Halves are tried in breadth, so that what can be read is found soon, and a table of which nothing can be read
+        is given up soon.
+        """
+        waiting = deque([(low, high)])
+        failures, succeeded = 0, False
+        while waiting and failures < (FAILURES_MAX if succeeded else DEAD_AFTER):
+            low, high = waiting.popleft()
             if low > high:
                 continue
             try:
                 rows = self._db.execute(sql, (low, high)).fetchall()
             except sqlite3.DatabaseError:
-                self._failures += 1
+                failures += 1
                 if low < high:
                     middle = (low + high) // 2
-                    waiting += [(middle + 1, high), (low, middle)]
+                    waiting += [(low, middle), (middle + 1, high)]
                 continue
+            succeeded = True
             yield from rows
             if len(rows) == ROWS_PER_READ:
                 waiting.append((rows[-1][0] + 1, high))

@@ -47,17 +47,23 @@ def _drop(store: Store, horizon: int, newest: int) -> int:
             return dropped
 
 
-def make_room(store: Store, rows: int, *, synced_through: int | None) -> int:
+def make_room(store: Store, rows: int, *, synced_through: int | None, before_us: int | None = None) -> int:
     """Drop about `rows` of the oldest events that the cloud has, by the rule of `fold`; return how many went.
 
-    Nothing of the last day goes, and nothing at all where there is no cloud. The space is used again inside the file.
+    Nothing of the last day goes, nothing from `before_us` on, and nothing at all where there is no cloud. The space is
+    used again inside the file.
     """
     if synced_through is None:
         return 0
     found = store.db.execute(_NTH_OLDEST, (synced_through, rows)).fetchone()
     if found is None or found[0] is None:
         return 0
-    horizon = max(min(found[0] + 1, store.clock.now_us() - ROOM_KEPT_US), state.get_int(store, FOLD_BEFORE))
+    latest = (
+        store.clock.now_us() - ROOM_KEPT_US
+        if before_us is None
+        else min(before_us, store.clock.now_us() - ROOM_KEPT_US)
+    )
+    horizon = max(min(found[0] + 1, latest), state.get_int(store, FOLD_BEFORE))
     with store.transaction(full=True):
         state.put(store, FOLD_BEFORE, horizon)
     return _drop(store, horizon, synced_through)

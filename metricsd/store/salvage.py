@@ -78,6 +78,13 @@ def is_needed(paths: Paths) -> bool:
     return place_of(paths.store) is None and bool(backups_newest_first(paths.backups))
 
 
+def is_lost(store: Store, paths: Paths) -> bool:
+    """Return whether an open store is a new one in the place of one that was lost: it is blank, and a backup is not."""
+    if state.get_int(store, "last_pos"):
+        return False
+    return any(_holds_events(backup) for backup in backups_newest_first(paths.backups)[:1])
+
+
 def finish(path: Path) -> None:
     """Put a store in its place that was whole when the process ended, and sweep up what was not."""
     with translated(path):
@@ -211,6 +218,15 @@ def _is_sound(path: Path) -> bool:
             return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
     except sqlite3.DatabaseError:
         return False
+
+
+def _holds_events(path: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            row = db.execute("SELECT value FROM state WHERE key = 'last_pos'").fetchone()
+    except sqlite3.DatabaseError:
+        return False
+    return row is not None and bool(row[0])
 
 
 def _beside(path: Path, suffix: str) -> Path:
