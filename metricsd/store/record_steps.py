@@ -106,7 +106,9 @@ def offered(kind: str, record_id: str, record: Record) -> Pending:
 
 def sending(record: Record, item: Pending) -> Record:
     """Return a record that remembers an offer, to be kept before that leaves; `record` itself if it knows it already."""
-    marks = {_mark(stamp, name, item.changed[name]) for name, stamp in item.stamps.items()}
+    # What is cleared without a stamp gets the one that it has in the cloud.
+    stamps = (record.base.stamps if record.base is not None else {}) | item.stamps
+    marks = {_mark(stamps[name], name, value) for name, value in item.changed.items() if name in stamps}
     if item.deleted and item.stamp:
         marks.add(_mark(item.stamp))
     if marks.issubset(record.sent):

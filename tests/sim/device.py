@@ -432,7 +432,9 @@ class Device:
     def before_push(self, items: list[Pending]) -> None:
         """Remember what is offered: whether it arrived may never be said. Nothing else is noted before the answer."""
         for item in items:
-            self.records[item.type, item.id] = sending(self.records[item.type, item.id], item)
+            address = (item.type, item.id)
+            record = self.records[address] = sending(self.records[address], item)
+            self._hold(address, self.confirm(record, item, "").base or item.version)
 
     def settle(self, item: Pending, mark: Mark, result: Any) -> bool:
         """Take the answer to one item; return whether it is to be sent again."""
@@ -479,9 +481,9 @@ def _change(item: Pending) -> RecordChange:
 
 
 def _said(version: Version) -> frozenset[object]:
-    """Return what a version says under which stamps."""
-    said = {(name, stamp, str(version.fields.get(name))) for name, stamp in version.stamps.items()}
-    return frozenset(said | ({version.stamp} if version.deleted else set()))
+    """Return what a version says, and which deletion it is."""
+    said: set[object] = {(name, str(value)) for name, value in version.fields.items()}
+    return frozenset(said | {version.stamp} if version.deleted else said)
 
 
 def _number(cursor: str) -> int:

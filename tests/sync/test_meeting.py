@@ -60,6 +60,8 @@ def test_a_twin_at_the_same_moment_is_no_past_of_ours() -> None:
     ours = sending(ours, offered("session", "s", ours))
     assert is_own(ours, one, "d1", "d1") and not is_own(ours, two, "d1", "d1")
     assert meet(one, base, two) is Met.CONFLICT is meet(two, base, one)
+    # What local_wins keeps is older than what it won over, and is ours all the same.
+    assert meet(says("d", 1), base, two, own=True) is Met.AHEAD
     results = [
         resolve(Conflict("session", "s", base, *sides), {}, fresh=Stamp(9, 0, "d1")).version.fields
         for sides in ((one, two), (two, one))
