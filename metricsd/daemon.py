@@ -1,9 +1,9 @@
-"""The daemon: joins tail, store, sync, schedule and control socket into one process.
+"""The daemon: joins tail, store, sync, failover, schedule and control socket into one process.
 
-Every task has a name and lives in one TaskGroup; if one dies, the daemon stops loudly. Everything that touches the
-store goes through one writer thread. `_shut_down` is the only way out, in order: stop intake, drain, checkpoint,
-close; a stop that takes longer than its limit is forced, which loses nothing because whatever was not committed
-still lies in the spool.
+Every task has a name and lives in one TaskGroup; if one dies, the daemon stops loudly. A store that fails is no such
+death: the keeper looks after it and the mode says how to go on meanwhile. Everything that touches the store goes through
+one writer thread. `_shut_down` is the only way out, in order: stop intake, drain, checkpoint, close; a stop that takes
+longer than its limit is forced, which loses nothing because whatever was not committed still lies in the spool.
 """
 
 from __future__ import annotations
@@ -13,40 +13,42 @@ import contextlib
 import os
 import random
 import threading
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import msgspec
 import structlog
 
-from metricsd import __version__
+from metricsd import __version__, modes
+from metricsd.chores import Chores
 from metricsd.clock import US_PER_S, Clock, SystemClock
 from metricsd.config import Config, Paths
 from metricsd.control import socket_path
 from metricsd.control_server import ControlServer
-from metricsd.errors import EXIT_FAILED, MetricsdError, StoreUnavailable
-from metricsd.intake import open_intake
+from metricsd.delivering import Delivering
+from metricsd.direct import Direct
+from metricsd.errors import EXIT_FAILED, MetricsdError, SpoolUnavailable, StoreError, StoreUnavailable
+from metricsd.failover import Mode, Reason
+from metricsd.governor import Governor
+from metricsd.health import Outcome
+from metricsd.netwatch import NetworkWatch
 from metricsd.notify import Notifier
 from metricsd.policy import Layers, places_of
-from metricsd.schedule import Chore, Schedule
-from metricsd.store import conflict_log, outbox
-from metricsd.store.backup import backup
-from metricsd.store.connection import Store
-from metricsd.store.counters import close_idle
-from metricsd.store.quarantine import sweep
-from metricsd.store.retention import DAY_US, fold
+from metricsd.prober import CloudAsker, Prober
+from metricsd.schedule import Schedule
+from metricsd.store import outbox
+from metricsd.storekeeper import StoreKeeper
 from metricsd.sync.engine import Engine
-from metricsd.sync.realtime import News, Realtime, find_obstacle
+from metricsd.sync.realtime import NOT_LOGGED_IN, News, Realtime, find_obstacle
 from metricsd.sync.report import Report
-from metricsd.syncing import Syncing, remember_mode
-from metricsd.tail import Tail
+from metricsd.syncing import Syncing
+from metricsd.verbs import Parts, Verbs
 from metricsd.watch import Watcher
 from metricsd.writer import Writer
 
-STORE_PAUSE_S = 1.0
-"""Between attempts while the store cannot be written: a full disk must not become a busy loop."""
-RATE_FRESH_S = 10.0
-"""The rate at which a backlog is taken in is told for this long after the last captures came in."""
+T = TypeVar("T")
+
+SPOOL_PAUSE_S = 1.0
+"""Between attempts while captures cannot be deleted: that must not become a busy loop."""
 CLOCK_JUMP_S = 5.0
 """Wall and monotonic time drifting apart by more than this between two looks: sleep, or somebody set the clock."""
 
@@ -66,13 +68,17 @@ class Companion(Protocol):
 
 
 class _Parts(NamedTuple):
-    """What exists once the store is open."""
+    """What exists once the home is open."""
 
-    store: Store
-    tail: Tail
+    governor: Governor
     engine: Engine
     syncing: Syncing
     realtime: Realtime
+    prober: Prober
+    direct: Direct
+    delivering: Delivering
+    chores: Chores
+    control: ControlServer
 
 
 class Daemon:
@@ -86,27 +92,32 @@ class Daemon:
         self._clock = clock or SystemClock()
         self._companion = companion
         self._writer = Writer(paths.store)
+        self._keeper = StoreKeeper(
+            paths, config, self._clock, sent_calls=lambda: {} if self._parts is None else self._parts.direct.calls()
+        )
         self._stop = asyncio.Event()
         self._ready = False
-        self._store_trouble: str | None = None
+        self._spool_trouble: str | None = None
         self._sync_failed = False
-        self._last_round = "hybrid: not synced yet"
+        self._could_sync = False
+        self._turned = False
         self._notifier = Notifier.from_environment(os.environ)
         self._policies = Layers(places_of(paths), keep=True)
         self._policy_told: dict[str, object] = {}
         self._schedule = Schedule(config, self._sync_due)
-        self._control = ControlServer(
-            socket_path(paths.state_dir),
-            {
-                "ping": self._on_ping,
-                "status": self._on_status,
-                "sync": self._on_sync,
-                "edited": self._on_edited,
-                "stop": self._on_stop,
-            },
-        )
+        self._network = NetworkWatch(self._on_network)
         self._parts: _Parts | None = None
         self._force_timer: threading.Timer | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything is up."""
+        return self._ready
+
+    @property
+    def spool_trouble(self) -> str | None:
+        """Why captures that are stored cannot be deleted; None when they can."""
+        return self._spool_trouble
 
     def stop(self) -> None:
         """Ask for the orderly end, and force it when its time is up. May be called again."""
@@ -128,27 +139,40 @@ class Daemon:
             await self._shut_down()
 
     async def _open(self) -> None:
-        """Open what everything else needs: identity, spool, store, and the tail over them."""
-        store, tail = await self._writer.run(open_intake, self._paths, self._config, self._clock)
+        """Open the home and join the parts. A store that cannot be opened is a trouble, not the end."""
+        await self._writer.run(self._keeper.open)
+        paths, config, clock, keeper = self._paths, self._config, self._clock, self._keeper
+        governor = Governor(paths, config.failover, clock, on_enter=self._on_enter)
         engine = Engine(
-            self._paths, store, self._config.sync, clock=self._clock, run=self._writer.run, policies=self._policies
-        )
-
-        async def remember(report: Report) -> None:
-            await self._writer.run(remember_mode, store, report)
-            self._last_round = f"{report.mode}: {report.error.message if report.error else 'synced'}"
-            if report.ok and self._sync_failed:
-                realtime.note_recovery()
-            self._sync_failed = not report.ok
-
-        realtime = Realtime(self._paths, self._config.sync, self._on_news)
-        syncing = Syncing(engine, self._schedule, self._paths, self._clock, remember)
-        self._parts = _Parts(store, tail, engine, syncing, realtime)
+            paths, keeper.store, config.sync, clock=clock, run=self._run, policies=self._policies,
+            is_gentle=lambda: governor.is_gentle, on_outcome=self._on_outcome,
+        )  # fmt: skip
+        realtime = Realtime(
+            paths, config.sync, self._on_news,
+            find_pause=self._find_pause, on_heard=governor.note_heard, on_lost=lambda: self._opened.prober.soon(),
+        )  # fmt: skip
+        syncing = Syncing(
+            engine, self._schedule, paths, clock, governor,
+            confirm_s=config.failover.dwell_s, after_round=self._after_round,
+        )  # fmt: skip
+        prober = Prober(
+            governor, CloudAsker(paths, config.sync), config.failover, clock,
+            beat_s=lambda: realtime.beat_s, before_good=self._measure_backlog,
+        )  # fmt: skip
+        direct = Direct(paths, config, clock)
+        delivering = Delivering(direct, clock, lambda: governor.mode is Mode.REMOTE_ONLY, self._on_outcome)
+        chores = Chores(paths, config, keeper, self._schedule, self._run)
+        verbs = Verbs(self, Parts(keeper, governor, syncing, realtime, delivering, clock))
+        control = ControlServer(socket_path(paths.state_dir), verbs.handlers())
+        self._parts = _Parts(governor, engine, syncing, realtime, prober, direct, delivering, chores, control)
+        self._could_sync = governor.allows_rounds
+        self._note_store()
+        governor.step()
 
     @property
     def _opened(self) -> _Parts:
         if self._parts is None:
-            raise RuntimeError("the store is not open yet")
+            raise RuntimeError("the home is not open yet")
         return self._parts
 
     async def _start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
@@ -157,22 +181,27 @@ class Daemon:
         def begin(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
             return group.create_task(self._for_ever(name, work), name=name)
 
+        parts = self._opened
         # Captures are taken in from the first moment; the socket answers "not ready" until the end of this function.
-        tasks = [begin("tail", self._tail_loop()), begin("chores", self._chore_loop())]
-        await self._control.start()
+        tasks = [begin("tail", self._tail_loop()), begin("store", self._store_loop())]
+        tasks.append(begin("chores", parts.chores.loop()))
+        await parts.control.start()
         if self._companion is not None:
             tasks.append(begin("cloud", self._companion.serve()))
             await self._unless_stopped(self._companion.join())
+            parts.governor.look_at_login()
         self._schedule.start()
-        tasks.append(begin("sync", self._opened.syncing.loop()))
+        tasks.append(begin("sync", parts.syncing.loop()))
         if self._config.sync.realtime:
-            tasks.append(begin("hurry", self._opened.syncing.hurry_loop()))
+            tasks.append(begin("hurry", parts.syncing.hurry_loop()))
         if find_obstacle(self._config.sync) is None:
-            tasks.append(begin("realtime", self._opened.realtime.loop()))
+            tasks.append(begin("realtime", parts.realtime.loop()))
+        tasks.append(begin("probe", parts.prober.loop()))
+        self._network.start()
         self._ready = True
         if self._notifier.listens:
             tasks.append(begin("notify", self._notifier.loop(self._in_words)))
-        log.info("daemon.started", pid=os.getpid(), version=__version__)
+        log.info("daemon.started", pid=os.getpid(), version=__version__, mode=parts.governor.mode.value)
         return tasks
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
@@ -193,15 +222,16 @@ class Daemon:
         self._notifier.stopping()
         self._force_later()
         self._schedule.stop()
-        await self._control.close()
+        self._network.close()
         if self._parts is not None:
+            await self._parts.control.close()
             await self._parts.engine.close()
-            with contextlib.suppress(MetricsdError):
-                if self._stop.is_set():
+            await self._parts.prober.close()
+            await self._parts.direct.close()
+            if self._stop.is_set():
+                with contextlib.suppress(MetricsdError):
                     await self._drain()
-                await self._writer.run(self._parts.store.checkpoint)
-            self._parts.tail.close()
-            await self._writer.run(self._parts.store.close)
+        await self._writer.run(self._keeper.close)
         self._writer.close()
         if self._force_timer is not None:
             self._force_timer.cancel()
@@ -210,8 +240,8 @@ class Daemon:
     async def _drain(self) -> None:
         """Take in what lies in the spool now, for half of the stop's limit at most; the rest waits safely."""
         deadline = self._clock.monotonic() + self._config.daemon.stop_timeout_s / 2
-        while self._clock.monotonic() < deadline:
-            if not (await self._writer.run(self._opened.tail.tick)).more:
+        while self._takes_in and self._clock.monotonic() < deadline:
+            if not (await self._writer.run(self._keeper.tick)).more:
                 return
 
     def _force_later(self) -> None:
@@ -227,37 +257,66 @@ class Daemon:
         self._force_timer.daemon = True
         self._force_timer.start()
 
+    @property
+    def _takes_in(self) -> bool:
+        """Whether captures go into the store now."""
+        return self._keeper.trouble is None and self._opened.governor.mode is not Mode.REMOTE_ONLY
+
+    async def _run(self, work: Callable[..., T], /, *args: object) -> T:
+        """Do what uses the store in its thread; a store that fails there changes the mode."""
+        try:
+            return await self._writer.run(self._keeper.call, work, *args)
+        finally:
+            self._note_store()
+
     async def _tail_loop(self) -> None:
         """Take captures and shared files in, whenever the watcher wakes."""
         drift = self._drift_s()
+        parts = self._opened
         async for _ in Watcher(self._paths.spool, self._config.tail).wakes(self._stop):
-            await self._take_all()
+            await self.take_all()
             self._look_at_policies()
-            self._opened.syncing.notice_login()
-            self._opened.realtime.notice_login()
+            parts.governor.look_at_login()
+            parts.syncing.notice_login()
+            parts.realtime.notice_login()
+            self._look_at_gate()
             if abs(self._drift_s() - drift) > CLOCK_JUMP_S:
                 drift = self._drift_s()
-                self._schedule.look_again()
-                # After sleep the connection is dead, and nobody would notice for two heartbeats.
-                self._opened.realtime.connect_anew(slept=True)
+                self._on_wake()
 
-    async def _take_all(self) -> None:
+    async def take_all(self) -> None:
+        """Take in what lies in the spool now; while there is no store, send it."""
+        await self._opened.delivering.deliver()
         more = True
-        while more and not self._stop.is_set():
+        while more and self._takes_in and not self._stop.is_set():
             try:
-                done = await self._writer.run(self._opened.tail.tick)
-            except StoreUnavailable as error:
-                self._note_trouble(str(error))
-                await self._clock.sleep(STORE_PAUSE_S)
+                done = await self._writer.run(self._keeper.tick)
+            except SpoolUnavailable as error:
+                self._note_spool(str(error))
+                await self._clock.sleep(SPOOL_PAUSE_S)
                 return
-            self._note_trouble(None)
+            except StoreUnavailable:
+                self._note_store()
+                return
+            self._note_spool(None)
             more = done.more
             if done.critical:
-                self._hurry()
+                self.hurry()
             if done.added or done.rejected:
                 log.debug("spool.read", added=done.added, known=done.known, rejected=done.rejected)
 
-    def _hurry(self) -> None:
+    async def _store_loop(self) -> None:
+        """Look after the store, and go on at once when it is back or the mode is another one."""
+        while True:
+            await self._clock.sleep(self._config.store.check_s)
+            before = self._keeper.trouble
+            await self._writer.run(self._keeper.check)
+            self._note_store()
+            if self._turned or (before is not None and self._keeper.trouble is None):
+                self._turned = False
+                await self.take_all()
+
+    def hurry(self) -> None:
         """Send what other devices should hear of within a second, unless real time is switched off."""
         if self._config.sync.realtime and self._parts is not None:
             self._parts.syncing.hurry()
@@ -267,13 +326,85 @@ class Daemon:
         spread_s = random.uniform(0.0, news.spread_s)  # noqa: S311  it spreads load, it keeps no secret
         self._opened.syncing.hear(after_s=spread_s, connected=news.connected)
 
-    def _note_trouble(self, trouble: str | None) -> None:
-        """Log the store's failing and its recovery once each."""
-        if trouble is not None and self._store_trouble is None:
-            log.error("store.failed", reason=trouble)
-        elif trouble is None and self._store_trouble is not None:
-            log.info("store.recovered")
-        self._store_trouble = trouble
+    def _on_outcome(self, outcome: Outcome) -> None:
+        """Take in what an exchange says about the cloud."""
+        self._opened.governor.note(outcome)
+        self._look_at_gate()
+        self._opened.prober.look_again()
+
+    async def _after_round(self, report: Report) -> None:
+        if report.ok and self._sync_failed:
+            self._opened.realtime.note_recovery()
+        self._sync_failed = not report.ok
+        await self._measure_backlog()
+
+    async def _measure_backlog(self) -> None:
+        """Tell how much waits, where that decides: at the end of an outage, and until the backlog is short."""
+        governor = self._opened.governor
+        if not governor.is_cut_off and governor.now.reason is not Reason.BACKLOG:
+            return
+        with contextlib.suppress(StoreError):
+            governor.note_backlog(await self._run(outbox.pending_events, self._keeper.store))
+
+    def _on_enter(self, before: modes.Change, now: modes.Change) -> None:
+        """Let every part behave by the new mode."""
+        if self._parts is None:
+            return
+        if before.mode is not now.mode:
+            self._turned = True
+            if Mode.HYBRID in (before.mode, now.mode):
+                self._parts.realtime.connect_anew()
+            if before.mode is Mode.REMOTE_ONLY:
+                self._parts.direct.forget()
+        self._look_at_gate()
+        self._parts.prober.look_again()
+
+    def _look_at_gate(self) -> None:
+        """Sync at once when that is allowed again."""
+        can_sync = self._opened.governor.allows_rounds
+        if can_sync and not self._could_sync:
+            self._opened.syncing.resume()
+        self._could_sync = can_sync
+
+    def _find_pause(self) -> str | None:
+        """Return why there is no stream of news in this mode."""
+        now = self._opened.governor.now
+        if now.mode is Mode.HYBRID:
+            return None
+        return NOT_LOGGED_IN if now.reason is Reason.NO_LOGIN else f"paused: the mode is {now.mode.value}"
+
+    def _on_network(self) -> None:
+        """The network is another one: what was known of the cloud is about the one before."""
+        log.debug("network.changed")
+        parts = self._opened
+        parts.governor.note_network()
+        parts.prober.soon(anew=True)
+        parts.syncing.retry()
+
+    def _on_wake(self) -> None:
+        """The machine slept, or its clock jumped."""
+        parts = self._opened
+        self._schedule.look_again()
+        parts.governor.note_wake()
+        # After sleep the connection is dead, and nobody would notice for two heartbeats.
+        parts.realtime.connect_anew(slept=True)
+        parts.prober.soon(anew=True)
+        parts.syncing.retry()
+
+    def _note_store(self) -> None:
+        """Let the mode follow the store."""
+        if self._parts is not None:
+            trouble = self._keeper.trouble
+            self._parts.governor.note_store(None if trouble is None else trouble.reason)
+            self._look_at_gate()
+
+    def _note_spool(self, trouble: str | None) -> None:
+        """Log once each that captures cannot be deleted, and that they can again."""
+        if trouble is not None and self._spool_trouble is None:
+            log.error("spool.failed", reason=trouble)
+        elif trouble is None and self._spool_trouble is not None:
+            log.info("spool.recovered")
+        self._spool_trouble = trouble
 
     def _look_at_policies(self) -> None:
         """Take changed policy files into force, for `status` too, and say so once."""
@@ -288,83 +419,14 @@ class Daemon:
     def _drift_s(self) -> float:
         return self._clock.now_us() / US_PER_S - self._clock.monotonic()
 
-    async def _chore_loop(self) -> None:
-        """Do the regular work in the store as it becomes due."""
-        work = {Chore.CLOSE_IDLE: self._close_idle, Chore.RETENTION: self._retain, Chore.BACKUP: self._back_up}
-        while True:
-            chore = await self._schedule.next_chore()
-            try:
-                done = await self._writer.run(work[chore])
-            except StoreUnavailable as error:
-                log.warning("chore.postponed", chore=chore.value, reason=str(error))
-            else:
-                log.log(10 if not done else 20, "chore.done", chore=chore.value, items=done)
-
-    def _close_idle(self) -> int:
-        return close_idle(self._opened.store, int(self._config.sessions.idle_end_s * US_PER_S))
-
-    def _retain(self) -> int:
-        settings = self._config.store
-        dropped = conflict_log.sweep(self._opened.store, settings.conflict_days) + sweep(
-            self._opened.store, older_than_us=settings.quarantine_days * DAY_US, bytes_max=settings.quarantine_bytes_max
-        )
-        return dropped + fold(self._opened.store, days=settings.retention_days, synced_through=self._synced_through())
-
-    def _back_up(self) -> int:
-        return 1 if backup(self._opened.store, self._paths.backups, keep=self._config.store.backup_keep) else 0
-
-    def _synced_through(self) -> int | None:
-        """Return the newest position that the cloud has; None where there is no cloud to wait for."""
-        stream = outbox.find(self._opened.store)
-        if stream is None or not self._paths.credentials.exists():
-            return None
-        return stream.base + stream.acked_seq
-
     def _sync_due(self) -> None:
         if self._parts is not None:
             self._parts.syncing.want()
 
     def _in_words(self) -> str:
         """Return mode and reason in one line, for the service manager."""
-        if self._store_trouble is not None:
-            return f"degraded: {self._store_trouble}"
-        return self._last_round if self._paths.credentials.exists() else "local_only: not logged in"
-
-    async def _on_ping(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"ready": self._ready, "pid": os.getpid()}
-
-    async def _on_status(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Say what only the living daemon knows."""
-        said = {"ready": self._ready, "pid": os.getpid(), "next_sync_us": None, "store_trouble": self._store_trouble}
-        if self._parts is None:
-            return said
-        stream = self._parts.realtime.state
-        progress = self._parts.tail.progress
-        is_taking = progress.left > 0 and self._clock.monotonic() - progress.at < RATE_FRESH_S
-        return said | {
-            "taking_per_s": round(progress.per_s, 1) if is_taking else None,
-            "next_sync_us": self._parts.syncing.next_us,
-            "realtime": stream.live,
-            "realtime_reason": stream.reason,
-        }
-
-    async def _on_sync(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Take in what lies in the spool and sync it."""
-        if not self._ready:
-            raise MetricsdError("the daemon is still starting: try again in a moment")
-        await self._take_all()
-        report = await self._opened.syncing.now()
-        done: dict[str, Any] = msgspec.to_builtins(report)
-        return {**done, "exit_code": report.exit_code}
-
-    async def _on_edited(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send what a command edited in the store."""
-        self._hurry()
-        return {}
-
-    async def _on_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        self.stop()
-        return {"pid": os.getpid()}
+        now = self._opened.governor.now
+        return f"{now.mode.value}: {modes.reason_text(now)}"
 
     async def _for_ever(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a task that must not end by itself before the stop."""

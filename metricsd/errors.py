@@ -9,6 +9,7 @@ do next. `retryable` and `exit_code` belong to the class, so that no caller deci
     │   └── PolicyError
     ├── DaemonNotRunning         exit 4
     ├── AlreadyRunning
+    ├── ModeForced               exit 3: a person wants nothing sent
     ├── LineRejected             one line of input, to quarantine; carries a stable `reason`
     ├── StoreError
     │   ├── StoreUnavailable     retryable: full, read-only, locked
@@ -71,6 +72,12 @@ class DaemonNotRunning(MetricsdError):
 
 class AlreadyRunning(MetricsdError):
     """Another daemon already runs in this home; `metricsd status` shows it, `metricsd down` stops it."""
+
+
+class ModeForced(MetricsdError):
+    """Nothing is sent: somebody forced the mode local_only; `metricsd mode auto` ends that."""
+
+    exit_code = EXIT_DEGRADED
 
 
 class LineRejected(MetricsdError):

@@ -101,7 +101,7 @@ class Limits(NamedTuple):
 
 DEFAULT = Limits()
 BY_HAND = frozenset({Reason.FORCED, Reason.NO_LOGIN, Reason.AUTH})
-"""States that only a person ends: by `metricsd mode auto` or a login. What a person does takes effect at once."""
+"""States that a person brings about and ends: by `metricsd mode`, a login, a token. They begin and end at once."""
 _OUTAGE = frozenset({Reason.UNREACHABLE, Reason.STORE_AND_CLOUD})
 _BLAMES_CLOUD = _OUTAGE | {Reason.ERRORS, Reason.SLOW}
 _DOUBLINGS_MAX = 32
@@ -112,7 +112,7 @@ def next_mode(mode: Mode, health: Health, forced: Forced | None, limits: Limits 
     if forced is not None:
         return forced.mode, Reason.FORCED
     wanted, why = called_for(health)
-    if health.reason in BY_HAND or why is Reason.NO_LOGIN:
+    if health.reason in BY_HAND or why in BY_HAND:
         return wanted, why
     if wanted is mode:
         return mode, why

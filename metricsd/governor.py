@@ -85,6 +85,17 @@ class Governor:
         return self.mode is Mode.DEGRADED
 
     @property
+    def is_cut_off(self) -> bool:
+        """Whether nothing but probes goes to the cloud, so that nothing else can tell that it is back."""
+        is_blocked = self.mode is Mode.DEGRADED and self._store_reason is not None
+        return self.cloud is CloudHealth.UNREACHABLE or is_blocked
+
+    @property
+    def is_convalescent(self) -> bool:
+        """Whether one more good round would end an impairment."""
+        return self.now.reason in (Reason.ERRORS, Reason.SLOW) and self._watch.is_improving
+
+    @property
     def is_silent_by_hand(self) -> bool:
         """Whether a person wants nothing sent at all."""
         return self.forced is not None and self.mode is Mode.LOCAL_ONLY
@@ -253,6 +264,7 @@ class Governor:
     def _note_relapse(self, before: Change, change: Change) -> None:
         """Count recoveries that came to nothing: the next one is believed later."""
         if change.reason in _OUTAGE and before.reason not in _OUTAGE:
+            self._backlog = 0
             self._relapses = self._relapses + 1 if self._is_unproved else 0
         elif before.reason in _OUTAGE and change.reason not in _OUTAGE:
             self._is_unproved = True

@@ -141,6 +141,11 @@ class CloudWatch:
         """Return whether it failed at last, and not so that it is sure to be away."""
         return not self._down and bool(self._window) and self._window[-1].verdict is Verdict.BAD
 
+    @property
+    def is_improving(self) -> bool:
+        """Whether the last outcome was as it should be."""
+        return self._fine > 0
+
     def note_heard(self, at_s: float) -> None:
         """Take in that something came from the cloud: a heartbeat, a piece of news."""
         self.heard_at_s = max(self.heard_at_s, at_s)

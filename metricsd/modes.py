@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,27 @@ def save_state(file: Path, state: State, *, durable: bool = False) -> None:
 def reason_text(change: Change) -> str:
     """Return the reason in words, as `status` shows it: `unreachable: https://... cannot be reached: ...`."""
     return f"{change.reason.value}: {change.detail}" if change.detail else change.reason.value
+
+
+def section(change: Change, forced: Forced | None) -> dict[str, Any]:
+    """Return the mode as `status --json` shows it."""
+    return {
+        "current": change.mode.value,
+        "reason": reason_text(change),
+        "since": time_text(change.at),
+        "forced": forced is not None,
+        "forced_until": None if forced is None else time_text(forced.until_us),
+    }
+
+
+def time_text(micros: object) -> str | None:
+    """Return microseconds UTC as RFC 3339, or None for anything that is no time."""
+    if not isinstance(micros, int) or micros <= 0:
+        return None
+    try:
+        return datetime.fromtimestamp(micros / 1_000_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def _read(file: Path) -> bytes:

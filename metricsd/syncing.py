@@ -1,30 +1,26 @@
-"""When the daemon syncs: on its schedule, after a login, on demand, and within a second when somebody should hear of
-something; never two rounds at a time, and of the last sort never more than one a second.
+"""When the daemon syncs: on its schedule, after a login, when the cloud is back, on demand, and within a second when
+somebody should hear of something; never two rounds at a time, and of the last sort never more than one a second.
 
-The engine decides how a round goes and when the next one is due; this only waits, asks and remembers since when sync
-has been as it is. Without a login, or with one that the cloud refused, nothing is sent until the login changes.
+The engine decides how a round goes and when the next one is due, the failover mode whether there are rounds at all;
+this only waits and asks. A demand always goes through, except when a person wants nothing sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import structlog
 
 from metricsd.clock import US_PER_S, Clock
 from metricsd.config import Paths
-from metricsd.errors import StoreUnavailable
-from metricsd.identity import LoginMark, find_login_mark
-from metricsd.store import state
-from metricsd.store.connection import Store
+from metricsd.errors import ModeForced, StoreUnavailable
+from metricsd.failover import Mode
+from metricsd.identity import find_login_mark
 from metricsd.sync.engine import NEWS
 from metricsd.sync.report import Report
 
-MODE = "sync_mode"
-"""State key: JSON {"current", "reason", "since": microseconds} of what the last round met."""
 MORE_ROUNDS_MAX = 10_000
 """Rounds that one `sync --now` may add while a round says that there is more; a backlog of any size is far below."""
 STORE_PAUSE_S = 5.0
@@ -34,8 +30,8 @@ NEWS_GAP_S = 0.25
 """Between the starts of two rounds that news asked for: a round of another device is told in two or three words."""
 HURRY_STEP_S = 0.25
 """How soon an earlier time takes effect while a later one is waited for."""
-AUTH = "auth"
 FULL = "hurry"
+REGULAR = "interval"
 
 log = structlog.get_logger("sync")
 
@@ -60,11 +56,28 @@ class Planner(Protocol):
         ...
 
 
-class _Seen(NamedTuple):
-    """The login that the last round used, and whether the cloud refused it."""
+class Gate(Protocol):
+    """The failover mode, as far as this needs it."""
 
-    login: LoginMark | None
-    refused: bool
+    @property
+    def mode(self) -> Mode:
+        """The mode in force."""
+        ...
+
+    @property
+    def allows_rounds(self) -> bool:
+        """Whether rounds may run by themselves."""
+        ...
+
+    @property
+    def is_silent_by_hand(self) -> bool:
+        """Whether not even a demand goes through."""
+        ...
+
+    @property
+    def is_convalescent(self) -> bool:
+        """Whether one more good round would end an impairment."""
+        ...
 
 
 class Syncing:
@@ -76,18 +89,26 @@ class Syncing:
         planner: Planner,
         paths: Paths,
         clock: Clock,
-        remember: Callable[[Report], Awaitable[None]],
+        gate: Gate,
+        *,
+        confirm_s: float,
+        after_round: Callable[[Report], Awaitable[None]],
     ) -> None:
+        """`confirm_s` is the pause before the round that would end an impairment."""
         self._rounds = rounds
         self._planner = planner
         self._paths = paths
         self._clock = clock
-        self._remember = remember
+        self._gate = gate
+        self._confirm_s = confirm_s
+        self._after_round = after_round
         self._wanted = asyncio.Event()
         self._busy = asyncio.Lock()
-        self._seen = _Seen(find_login_mark(paths), refused=False)
+        self._login = find_login_mark(paths)
         self._put_off = False
         self._failing = False
+        self._is_back = False
+        self._told: str | None = None
         self._hurried = asyncio.Event()
         self._hurry_at = 0.0
         self._hurry_kind = FULL
@@ -97,6 +118,20 @@ class Syncing:
     def want(self) -> None:
         """Ask for a round because its time has come."""
         self._wanted.set()
+
+    def resume(self) -> None:
+        """Ask for a round now and forget earlier failures: rounds are allowed again, or the network is another one.
+
+        A round that is under way is that round already.
+        """
+        if not self._busy.locked():
+            self._is_back = True
+            self._wanted.set()
+
+    def retry(self) -> None:
+        """Do so if rounds failed lately."""
+        if self._failing:
+            self.resume()
 
     def hurry(self) -> None:
         """Ask for a round now, because something here should be sent; one a second at most, and the schedule stays.
@@ -133,7 +168,7 @@ class Syncing:
             self._hurried.clear()
             kind = self._hurry_kind
             self._hurry_began = self._clock.monotonic()
-            if not self._is_useful():
+            if not self._gate.allows_rounds:
                 continue
             try:
                 await self._round(kind)
@@ -145,29 +180,39 @@ class Syncing:
     def notice_login(self) -> None:
         """Ask for a round if the login changed since the last one."""
         login = find_login_mark(self._paths)
-        if login is not None and login != self._seen.login:
+        if login is not None and login != self._login:
             self._wanted.set()
 
     async def loop(self) -> None:
         """Sync when asked, for ever."""
-        await self._plan()
+        await self._or_later(self._plan)
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            try:
-                await self._turn()
-            except StoreUnavailable as error:
-                log.warning("round.postponed", reason=str(error))
-                self._plan_in(STORE_PAUSE_S)
+            await self._or_later(self._turn)
+
+    async def _or_later(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what needs the store, or plan to come again when it cannot be used."""
+        try:
+            await work()
+        except StoreUnavailable as error:
+            log.debug("round.postponed", reason=str(error))
+            self._plan_in(STORE_PAUSE_S)
 
     async def _turn(self) -> None:
         """Do what is due now: a round, or a later time for one."""
-        if self._is_useful():
-            new_login = find_login_mark(self._paths) != self._seen.login
-            if not new_login and await self._puts_off():
+        if self._gate.allows_rounds:
+            reason = self._reason()
+            if reason == REGULAR and not self._gate.is_convalescent and await self._puts_off():
                 return
-            await self._round("login" if new_login else "interval")
+            self._is_back = False
+            await self._round(reason)
         await self._plan()
+
+    def _reason(self) -> str:
+        if find_login_mark(self._paths) != self._login:
+            return "login"
+        return "recovered" if self._is_back else REGULAR
 
     async def _puts_off(self) -> bool:
         """Return whether the round must wait, and plan it then: it was slept through, or the clock was set back.
@@ -183,33 +228,55 @@ class Syncing:
         return True
 
     async def now(self) -> Report:
-        """Sync at once, whatever was planned, until nothing more is to be done; return what happened in all."""
+        """Sync at once, whatever was planned, until nothing more is to be done; return what happened in all.
+
+        Raises ModeForced when a person wants nothing sent.
+        """
+        if self._gate.is_silent_by_hand:
+            raise ModeForced
         total = await until_done(lambda: self._round("demand"))
         await self._plan()
         return total
-
-    def _is_useful(self) -> bool:
-        """Return whether a round could do anything: there is a login, and the cloud has not refused this one."""
-        login = find_login_mark(self._paths)
-        return login is not None and not (self._seen.refused and login == self._seen.login)
 
     async def _round(self, reason: str) -> Report:
         async with self._busy:
             login = find_login_mark(self._paths)
             report = await self._rounds.tick(reason=reason)
             self._failing = report.error is not None
-            self._seen = _Seen(login, refused=report.error is not None and report.error.code == AUTH)
-            if login is not None:
-                await self._remember(report)
-        _log_round(report)
+            self._login = login
+            await self._after_round(report)
+            report.mode = self._gate.mode.value
+        self._log_round(report)
         return report
 
     async def _plan(self) -> None:
-        if self._is_useful():
-            self._plan_in(max(await self._rounds.seconds_to_next(), 0.0))
-        else:
-            # A new login is noticed by itself; until then nothing is due.
+        if not self._gate.allows_rounds:
+            # Whoever changes the mode asks for the next round; until then nothing is due.
             self.next_us = None
+            return
+        pause_s = max(await self._rounds.seconds_to_next(), 0.0)
+        self._plan_in(min(pause_s, self._confirm_s) if self._gate.is_convalescent else pause_s)
+
+    def _log_round(self, report: Report) -> None:
+        """Log what a round moved, and its failure once: the next ones like it are attempts."""
+        if report.error is not None:
+            is_new = self._told != report.error.code
+            self._told = report.error.code
+            write = log.warning if is_new else log.debug
+            write("round.failed", code=report.error.code, reason=report.error.message)
+            return
+        self._told = None
+        moved = report.pushed_events + report.pushed_records + report.pulled_events + report.pulled_records
+        write = log.info if moved or report.rejected else log.debug
+        write(
+            "round.done",
+            pushed_events=report.pushed_events,
+            pushed_records=report.pushed_records,
+            pulled_events=report.pulled_events,
+            pulled_records=report.pulled_records,
+            rejected=len(report.rejected),
+            took_ms=report.duration_ms,
+        )
 
     def _plan_in(self, seconds: float) -> None:
         self.next_us = self._clock.now_us() + int(seconds * US_PER_S)
@@ -237,36 +304,3 @@ def added(one: Report, other: Report) -> Report:
     other.rejected = [*one.rejected, *other.rejected]
     other.notes = list(dict.fromkeys([*one.notes, *other.notes]))
     return other
-
-
-def remember_mode(store: Store, report: Report) -> None:
-    """Keep since when sync has been as the round found it; a round like the one before changes nothing."""
-    reason = "synced" if report.error is None else _reason(report.error.code, report.error.message)
-    before = state.get_text(store, MODE)
-    found = json.loads(before) if before else {}
-    if (found.get("current"), found.get("reason")) == (report.mode, reason):
-        return
-    now = {"current": report.mode, "reason": reason, "since": store.clock.now_us()}
-    with store.transaction():
-        state.put(store, MODE, json.dumps(now))
-
-
-def _reason(code: str, message: str) -> str:
-    return AUTH if code == AUTH else f"{code}: {message}"
-
-
-def _log_round(report: Report) -> None:
-    if report.error is not None:
-        log.warning("round.failed", code=report.error.code, reason=report.error.message)
-        return
-    moved = report.pushed_events + report.pushed_records + report.pulled_events + report.pulled_records
-    write = log.info if moved or report.rejected else log.debug
-    write(
-        "round.done",
-        pushed_events=report.pushed_events,
-        pushed_records=report.pushed_records,
-        pulled_events=report.pulled_events,
-        pulled_records=report.pulled_records,
-        rejected=len(report.rejected),
-        took_ms=report.duration_ms,
-    )

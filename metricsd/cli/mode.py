@@ -14,15 +14,17 @@ import click
 
 from metricsd import control, modes
 from metricsd.cli.spans import parse_span
-from metricsd.cli.status import find_login, mode_section, time_text
+from metricsd.cli.status import find_login, mode_section
 from metricsd.clock import US_PER_S, SystemClock
 from metricsd.config import Paths, find_paths, load_config
-from metricsd.errors import EXIT_OK, AuthError, UsageError
+from metricsd.errors import EXIT_OK, AuthError, MetricsdError, UsageError
 from metricsd.failover import Mode
 from metricsd.instance import InstanceLock, find_holder
+from metricsd.modes import time_text
 
 AUTO = "auto"
 ASK_TIMEOUT_S = 30.0
+LOOK_TIMEOUT_S = 2.0
 SPAN_US_MIN = US_PER_S
 
 Section = dict[str, Any]
@@ -48,7 +50,7 @@ def mode(wanted: str | None, span: str | None, history: bool, as_json: bool) -> 
         raise UsageError("--for needs a mode to force, for example `metricsd mode local_only --for 2h`")
     if wanted is not None:
         _change(paths, wanted, span)
-    found = mode_section(paths, find_login(paths))
+    found = _look(paths)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
@@ -56,6 +58,14 @@ def mode(wanted: str | None, span: str | None, history: bool, as_json: bool) -> 
         if wanted is not None and not _daemon_runs(paths):
             click.echo("no daemon runs: this is in force from its next start", err=True)
     return EXIT_OK
+
+
+def _look(paths: Paths) -> Section:
+    """Return what the daemon says, else what its file does."""
+    try:
+        return control.call(paths.state_dir, "mode", timeout_s=LOOK_TIMEOUT_S)
+    except MetricsdError:
+        return mode_section(paths, find_login(paths))
 
 
 def _change(paths: Paths, wanted: str, span: str | None) -> None:

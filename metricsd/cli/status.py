@@ -13,7 +13,6 @@ import os
 import sqlite3
 import sys
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 from metricsd import __version__, control, modes
@@ -21,6 +20,7 @@ from metricsd.config import Config, Paths, find_paths, load_config
 from metricsd.errors import EXIT_DEGRADED, EXIT_LOGIN, EXIT_NO_DAEMON, EXIT_OK, DaemonNotRunning, MetricsdError
 from metricsd.failover import Mode, Reason
 from metricsd.instance import find_holder
+from metricsd.modes import Change, time_text
 from metricsd.policy_places import places_of, signature
 from metricsd.spool import pending
 
@@ -90,7 +90,7 @@ def gather(paths: Paths, config: Config) -> Section:
         "version": __version__,
         "protocol": PROTOCOL_VERSION,
         "daemon": daemon,
-        "mode": mode_section(paths, login),
+        "mode": _mode(paths, login, live),
         "spool": _spool(paths, quarantined, by_reason, live),
         "store": store,
         "sync": _sync(config, login, state, live),
@@ -98,28 +98,26 @@ def gather(paths: Paths, config: Config) -> Section:
     }
 
 
+def _mode(paths: Paths, login: Section | None, live: Section) -> Section:
+    """Return the mode as the living daemon has it (its file may lie on a full disk), else as its file does."""
+    told = live.get("mode")
+    return told if isinstance(told, dict) and "current" in told else mode_section(paths, login)
+
+
 def mode_section(paths: Paths, login: Section | None) -> Section:
-    """Return the mode in force and why: as the daemon keeps it, corrected by a login that changed without one."""
+    """Return the mode in force and why: as the file has it, corrected by a login that changed without a daemon."""
     state = modes.find_state(paths.mode)
     forced = None if state is None else state.forced_at(time.time_ns() // 1000)
     if state is not None and (forced is not None or _still_holds(paths, state.now, login)):
-        current, reason, since = state.now.mode.value, modes.reason_text(state.now), time_text(state.now.at)
-    elif login is None:
-        current, reason, since = Mode.LOCAL_ONLY.value, Reason.NO_LOGIN.value, None
-    elif "damaged" in login:
-        current, reason, since = Mode.LOCAL_ONLY.value, Reason.AUTH.value, None
-    else:
-        current, reason, since = Mode.HYBRID.value, Reason.NOT_YET.value, None
-    return {
-        "current": current,
-        "reason": reason,
-        "since": since,
-        "forced": forced is not None,
-        "forced_until": None if forced is None else time_text(forced.until_us),
-    }
+        return modes.section(state.now, forced)
+    if login is None:
+        return modes.section(Change(0, Mode.LOCAL_ONLY, Reason.NO_LOGIN), None)
+    if "damaged" in login:
+        return modes.section(Change(0, Mode.LOCAL_ONLY, Reason.AUTH), None)
+    return modes.section(Change(0, Mode.HYBRID, Reason.NOT_YET), None)
 
 
-def _still_holds(paths: Paths, change: modes.Change, login: Section | None) -> bool:
+def _still_holds(paths: Paths, change: Change, login: Section | None) -> bool:
     """Return whether the last change is still true; a login or a logout since it may not have met a daemon."""
     if change.reason is Reason.FORCED or (login is None) != (change.reason is Reason.NO_LOGIN):
         return False
@@ -290,13 +288,3 @@ def find_login(paths: Paths) -> Section | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         return {"url": None, "damaged": True}
-
-
-def time_text(micros: object) -> str | None:
-    """Return microseconds UTC as RFC 3339, or None for anything that is no time."""
-    if not isinstance(micros, int) or micros <= 0:
-        return None
-    try:
-        return datetime.fromtimestamp(micros / 1_000_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    except (OverflowError, ValueError, OSError):
-        return None

@@ -15,7 +15,16 @@ import click
 from metricsd import control
 from metricsd.clock import SystemClock
 from metricsd.config import Config, Paths, find_paths, load_config
-from metricsd.errors import EXIT_FAILED, EXIT_LOGIN, EXIT_OK, AuthError, CloudError, DaemonNotRunning, MetricsdError
+from metricsd.errors import (
+    EXIT_FAILED,
+    EXIT_LOGIN,
+    EXIT_OK,
+    AuthError,
+    CloudError,
+    DaemonNotRunning,
+    MetricsdError,
+    ModeForced,
+)
 from metricsd.instance import InstanceLock, find_holder
 
 if TYPE_CHECKING:
@@ -41,7 +50,7 @@ Section = dict[str, Any]
 def sync(now: bool, dry_run: bool, timeout_s: float, as_json: bool) -> int:
     """Sync with the cloud now and say what moved.
 
-    Exit codes: 0 done, 1 the cloud cannot be reached, 5 log in first.
+    Exit codes: 0 done, 1 the cloud cannot be reached, 3 a forced local_only wants nothing sent, 5 log in first.
     """
     paths = find_paths()
     config = load_config(paths)
@@ -79,18 +88,23 @@ def _in_foreground(paths: Paths, config: Config, timeout_s: float) -> Section:
 async def _round(paths: Paths, config: Config, timeout_s: float) -> Section:
     import msgspec
 
+    from metricsd.governor import Governor
     from metricsd.intake import open_intake
     from metricsd.sync.engine import Engine
-    from metricsd.syncing import remember_mode, until_done
+    from metricsd.syncing import until_done
 
-    intake = open_intake(paths, config, SystemClock())
+    clock = SystemClock()
+    # Nobody switches to and fro here, so what this round meets counts at once.
+    governor = Governor(paths, config.failover._replace(dwell_s=0.0), clock)
+    if governor.is_silent_by_hand:
+        raise ModeForced
+    intake = open_intake(paths, config, clock)
     store = intake.store
-    engine = Engine(paths, store, config.sync)
+    engine = Engine(paths, store, config.sync, is_gentle=lambda: governor.is_gentle, on_outcome=governor.note)
 
     async def do_round() -> Report:
         report = await engine.tick(reason="demand")
-        if paths.credentials.exists():
-            remember_mode(store, report)
+        report.mode = governor.mode.value
         return report
 
     try:

@@ -18,11 +18,12 @@ from typing import TypeVar
 import msgspec
 
 from metricsd import identity
-from metricsd.client import CloudClient
+from metricsd.client import CloudClient, Tally
 from metricsd.clock import US_PER_MS, US_PER_S, Clock
 from metricsd.config import Paths, Sync
 from metricsd.errors import (
     CloudBusy,
+    CloudError,
     CloudRefused,
     CloudUnreachable,
     CursorExpired,
@@ -31,6 +32,7 @@ from metricsd.errors import (
     StoreError,
     StreamForked,
 )
+from metricsd.health import Outcome, outcome_of
 from metricsd.identity import Credentials
 from metricsd.ids import EventId
 from metricsd.policy import Layers, places_of
@@ -44,7 +46,7 @@ from metricsd.sync.plan import Action, Decision, LocalStream
 from metricsd.sync.plugins import Pool
 from metricsd.sync.pull import pull
 from metricsd.sync.push import push_counters, push_events, push_records
-from metricsd.sync.report import MODE_ALONE, MODE_REACHED, DryRun, Report, failure_of
+from metricsd.sync.report import DryRun, Report, failure_of
 from metricsd.sync.resolving import Plugins, Policies, Resolver
 from metricsd.sync.round import Round, Run
 from metricsd.sync.tenant_policy import TenantPolicyFile
@@ -61,6 +63,8 @@ NEWS = "news"
 CLOCK_OFFSET = "sync_clock_offset_us"
 """How far the cloud's clock was ahead of ours at the last hello."""
 
+GENTLE_FACTOR = 2
+"""Towards a cloud that struggles: so many times the interval, and batches that never grow past so small a share."""
 ATTEMPTS_MAX = 4
 """Times that one round starts over after a fork, a gap or a changed history; each heals, so more is a fault."""
 CAPABILITIES_TTL_S = 3600.0
@@ -95,10 +99,13 @@ class Engine:
         connect: Callable[[str, str, Sync], CloudClient] = CloudClient,
         policies: Policies | None = None,
         plugins: Plugins | None = None,
+        is_gentle: Callable[[], bool] = lambda: False,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         """`run` is the executor of the thread that owns the store; `connect(url, token, settings)` makes clients.
 
-        `policies` decide conflicts: those of this home if none are given.
+        `policies` decide conflicts: those of this home if none are given. `is_gentle` says whether to spare the cloud,
+        `on_outcome` is told what each round says about it.
         """
         self._paths = paths
         self._store = store
@@ -112,6 +119,9 @@ class Engine:
         self._capabilities: Capabilities | None = None
         self._capabilities_until = 0.0
         self._busy = asyncio.Lock()
+        self._is_gentle = is_gentle
+        self._on_outcome = on_outcome
+        self._tally = Tally()
         self._plugins = plugins or Pool()
         in_force = policies or Layers(places_of(paths), keep=True)
         self._tenant_policy = TenantPolicyFile(paths)
@@ -127,6 +137,7 @@ class Engine:
         async with self._busy:
             began = self._clock.monotonic()
             report = Report()
+            self._tally = Tally()
             error: MetricsdError | None = None
             try:
                 await self._sync(report, only_fetch=reason == NEWS)
@@ -135,12 +146,19 @@ class Engine:
             except MetricsdError as failed:
                 error = failed
             report.ok = error is None
-            report.mode = MODE_REACHED if report.ok else MODE_ALONE
+            self._judge(error)
             report.error = None if error is None else failure_of(error)
             report.conflicts.open = await self._run(conflict_log.count_open, self._store)
             report.duration_ms = int((self._clock.monotonic() - began) * 1000)
             await self._run(self._remember, report, error, reason != "interval")
             return report
+
+    def _judge(self, error: MetricsdError | None) -> None:
+        """Tell what the round says about the cloud; a fault of this machine's settings says nothing."""
+        if error is None or isinstance(error, CloudError):
+            tally = self._tally
+            now = self._clock.monotonic()
+            self._on_outcome(outcome_of(error, at_s=now, took_s=tally.slowest_s, answers=tally.answers))
 
     async def dry_run(self) -> DryRun:
         """Return what a round would send, without asking the cloud."""
@@ -154,7 +172,7 @@ class Engine:
         """Return how long to wait for the next round: zero or less when it is due."""
         planned = await self._run(state.get_int, self._store, NEXT)
         now = self._clock.now_us()
-        match plan.due(now, planned, self._settings.interval_s):
+        match plan.due(now, planned, self._interval_s()):
             case plan.Due.NOT_YET:
                 return (planned - now) / US_PER_S
             case plan.Due.LATE if planned:
@@ -205,7 +223,7 @@ class Engine:
             run=self._run,
             client=client,
             settings=self._settings,
-            capabilities=await self._ask_capabilities(client),
+            capabilities=self._spared(await self._ask_capabilities(client)),
             outgoing=Outgoing(credentials.tenant_key, self._settings),
             stream=stream,
             report=report,
@@ -275,7 +293,20 @@ class Engine:
             self._client = self._connect(credentials.url, credentials.token, self._settings)
             self._client_of = wanted
             self._capabilities = None
+        self._client.tally = self._tally
         return self._client
+
+    def _spared(self, limits: Capabilities) -> Capabilities:
+        """Return the limits, or smaller ones for a cloud that struggles."""
+        if not self._is_gentle():
+            return limits
+        items = max(1, self._settings.batch_size // GENTLE_FACTOR)
+        return msgspec.structs.replace(
+            limits, items_max=min(limits.items_max, items), page_max=max(1, limits.page_max // GENTLE_FACTOR)
+        )
+
+    def _interval_s(self) -> float:
+        return self._settings.interval_s * (GENTLE_FACTOR if self._is_gentle() else 1)
 
     async def _ask_capabilities(self, client: CloudClient) -> Capabilities:
         now = self._clock.monotonic()
@@ -304,7 +335,7 @@ class Engine:
     def _remember(self, report: Report, error: MetricsdError | None, forgive: bool) -> None:
         """Keep the outcome and when to go again, for `status` and the scheduler."""
         now = self._clock.now_us()
-        store, interval_s = self._store, self._settings.interval_s
+        store, interval_s = self._store, self._interval_s()
         stream = outbox.find(store)
         regular = plan.next_regular_us(now, interval_s, plan.offset_s(stream.device_id if stream else "", interval_s))
         failures = 0 if forgive else state.get_int(store, FAILURES)

@@ -88,17 +88,33 @@ class Realtime:
         *,
         rng: Random | None = None,
         connect: Connect = CloudClient,
+        find_pause: Callable[[], str | None] = lambda: None,
+        on_heard: Callable[[], None] = lambda: None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
+        """`find_pause` says why there is to be no stream now, None when there may be one.
+
+        `on_heard` is called for whatever comes, heartbeats included, `on_lost` when a stream that lived is no more.
+        """
         self._paths = paths
         self._settings = settings
         self._on_news = on_news
+        self._find_pause = find_pause
+        self._on_heard = on_heard
+        self._on_lost = on_lost
         self._rng = rng or Random()  # noqa: S311  it spreads load, it keeps no secret
         self._connect = connect
         self._restart = asyncio.Event()
         self._mark = identity.find_login_mark(paths)
         self._failures = 0
         self._jitter_s = 0.0
+        self._beat_s: float | None = None
         self.state = Live(False, find_obstacle(settings) or CONNECTING)
+
+    @property
+    def beat_s(self) -> float | None:
+        """Return how often the stream is heard of at least; None while there is none."""
+        return self._beat_s if self.state.live else None
 
     def notice_login(self) -> None:
         """Connect anew if the login changed since the last look."""
@@ -134,6 +150,10 @@ class Realtime:
 
     async def _follow(self) -> _Pause:
         """Listen until the stream ends, and return why it did."""
+        paused = self._find_pause()
+        if paused is not None:
+            # Whoever wants the stream back restarts it.
+            return _Pause(paused, None)
         try:
             credentials = identity.find_credentials(self._paths)
             if credentials is None:
@@ -166,8 +186,9 @@ class Realtime:
         """Act on each event until there are no more."""
         loop = asyncio.get_running_loop()
         began = loop.time()
+        self._beat_s = heartbeat_s
         try:
-            async for name, data in events_of(chunks, url):
+            async for name, data in events_of(self._heard(chunks), url):
                 match name:
                     case "open":
                         _decoded(data, Opened, url)
@@ -187,6 +208,11 @@ class Realtime:
                 self._failures = 0
         return self._failed("the stream broke off")
 
+    async def _heard(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            self._on_heard()
+            yield chunk
+
     def _ended(self, reason: str) -> _Pause:
         if reason == "replaced":
             self._failures = max(self._failures, FAILURES_REPLACED)
@@ -200,9 +226,12 @@ class Realtime:
 
     def _say(self, state: Live) -> None:
         """Keep how it stands, and log a change of it once."""
+        is_lost = self.state.live and not state.live and state.reason != CONNECTING
         if state.live != self.state.live:
             log.info("stream.opened" if state.live else "stream.closed", reason=state.reason)
         self.state = state
+        if is_lost:
+            self._on_lost()
 
     async def _unless_restarted(self, work: Awaitable[T]) -> T | None:
         """Return what `work` does, or None if it was cut off by a restart."""

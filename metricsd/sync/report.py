@@ -23,8 +23,6 @@ from metricsd.protocol import WireEvent
 
 REJECTED_LISTED_MAX = 100
 """Rejected items that a report names; all of them are in quarantine."""
-MODE_REACHED = "hybrid"
-MODE_ALONE = "local_only"
 
 _CODES: dict[type[MetricsdError], str] = {
     AuthError: "auth",
@@ -66,10 +64,13 @@ class Failure(Struct, frozen=True):
 
 
 class Report(Struct):
-    """What one round did. `more` says that a bound ended it before everything was done; `notes` are for the user."""
+    """What one round did. `more` says that a bound ended it before everything was done; `notes` are for the user.
+
+    `mode` is the failover mode after it, which whoever asked for the round fills in.
+    """
 
     ok: bool = False
-    mode: str = MODE_ALONE
+    mode: str = ""
     pushed_events: int = 0
     pushed_records: int = 0
     pulled_events: int = 0

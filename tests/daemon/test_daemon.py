@@ -205,7 +205,7 @@ def test_a_fault_is_one_line(home: Home) -> None:
 
 async def test_a_stop_that_takes_too_long_is_forced(home: Home) -> None:
     """A daemon whose store thread hangs still ends, with exit 1, and what was not committed is in the spool."""
-    code = "import time; from metricsd import daemon; daemon.Tail.tick = lambda self: time.sleep(60)"
+    code = "import time; from metricsd import tail; tail.Tail.tick = lambda self: time.sleep(60)"
     process = home.start_python(
         code + "; from metricsd.__main__ import main; main(['run'])", METRICSD_DAEMON_STOP_TIMEOUT_S="0.5"
     )

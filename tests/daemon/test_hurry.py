@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from metricsd.config import Paths
+from metricsd.errors import AuthError
 from metricsd.ids import line_id
 from metricsd.model import Event, Kind, Outcome
 from metricsd.sink import NOTHING, both, plus, ticked
@@ -118,7 +119,7 @@ async def test_a_refused_login_is_not_hurried(setup: Setup) -> None:
     """Nothing is sent with it, however urgent."""
     async with hurrying(setup):
         assert setup.syncing is not None
-        setup.rounds.reports = [Report(error=Failure("auth", "no"))]
+        setup.rounds.errors = [AuthError("no")]
         setup.syncing.hurry()
         await _settled()
         setup.syncing.hear(connected=True)

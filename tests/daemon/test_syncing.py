@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+import structlog
 
-from metricsd.config import Paths
-from metricsd.errors import StoreUnavailable
+from metricsd.config import Failover, Paths
+from metricsd.errors import AuthError, CloudError, CloudUnreachable, Fault, ModeForced, StoreUnavailable
+from metricsd.failover import Mode
+from metricsd.governor import Governor
+from metricsd.health import outcome_of
 from metricsd.identity import Credentials, save_login
 from metricsd.ids import DeviceId
-from metricsd.store import state
-from metricsd.store.connection import Store
-from metricsd.sync.report import Conflicts, Failure, Rejected, Report
-from metricsd.syncing import MODE, Syncing, added, remember_mode, until_done
+from metricsd.sync.report import Conflicts, Failure, Rejected, Report, failure_of
+from metricsd.syncing import Syncing, added, until_done
 from tests.fakes import FakeClock
 
 
@@ -27,13 +28,20 @@ class Rounds:
         self.reasons: list[str] = []
         self.next_s = 300.0
         self.reports: list[Report] = []
+        self.errors: list[CloudError | None] = []
         self.broken = False
+        self.on_outcome: Callable[[CloudError | None], None] = lambda error: None
 
     async def tick(self, *, reason: str = "interval") -> Report:
         if self.broken:
             raise StoreUnavailable
         self.reasons.append(reason)
-        return self.reports.pop(0) if self.reports else Report(ok=True, mode="hybrid")
+        if self.errors:
+            error = self.errors.pop(0)
+            self.on_outcome(error)
+            return Report(ok=error is None, error=None if error is None else failure_of(error))
+        self.on_outcome(None)
+        return self.reports.pop(0) if self.reports else Report(ok=True)
 
     async def seconds_to_next(self) -> float:
         return self.next_s
@@ -59,13 +67,23 @@ class Setup:
         self.planner = Planner()
         self.remembered: list[Report] = []
         self.syncing: Syncing | None = None
+        self.governor = Governor(home, Failover(), clock)
+        self.rounds.on_outcome = self.note
+
+    def note(self, error: CloudError | None) -> None:
+        """Let the mode follow an outcome, as the daemon does."""
+        answers = 0 if error else 4
+        self.governor.note(outcome_of(error, at_s=self.clock.monotonic(), took_s=0.1, answers=answers))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Syncing]:
         async def remember(report: Report) -> None:
             self.remembered.append(report)
 
-        self.syncing = Syncing(self.rounds, self.planner, self.home, self.clock, remember)
+        self.governor.look_at_login()
+        self.syncing = Syncing(
+            self.rounds, self.planner, self.home, self.clock, self.governor, confirm_s=5.0, after_round=remember
+        )
         task = asyncio.create_task(self.syncing.loop())
         await _settled()
         yield self.syncing
@@ -104,6 +122,7 @@ async def test_a_login_is_noticed_at_once(setup: Setup) -> None:
     """The round after a login does not wait for the interval; without a change nothing more happens."""
     async with setup.running() as syncing:
         _log_in(setup.home)
+        setup.governor.look_at_login()
         syncing.notice_login()
         await _settled()
         syncing.notice_login()
@@ -143,7 +162,7 @@ async def test_a_refused_login_is_not_tried_again_until_it_changes(setup: Setup)
     _log_in(setup.home)
     async with setup.running() as syncing:
         setup.rounds.next_s = 0.0
-        setup.rounds.reports = [Report(error=Failure("auth", "no"))]
+        setup.rounds.errors = [AuthError("no")]
         syncing.want()
         await _settled()
         for _ in range(3):
@@ -153,11 +172,97 @@ async def test_a_refused_login_is_not_tried_again_until_it_changes(setup: Setup)
         assert setup.rounds.reasons == ["interval"]
         assert syncing.next_us is None
         _log_in(setup.home, "another")
+        setup.governor.look_at_login()
         syncing.notice_login()
         await _settled()
         assert setup.rounds.reasons == ["interval", "login"]
         await syncing.now()
     assert setup.rounds.reasons[-1] == "demand"
+
+
+async def test_in_local_only_there_are_no_rounds_but_demanded_ones(setup: Setup) -> None:
+    """Neither the schedule nor a hurry nor news; a demand goes through, and its success brings the mode back."""
+    _log_in(setup.home)
+    async with setup.running() as syncing:
+        hurry = asyncio.create_task(syncing.hurry_loop())
+        setup.clock.advance(60.0)
+        setup.rounds.next_s = 0.0
+        setup.rounds.errors = [CloudUnreachable("gone", Fault.REFUSED)]
+        syncing.want()
+        await _settled()
+        assert (setup.governor.mode, syncing.next_us) == (Mode.LOCAL_ONLY, None)
+        syncing.want()
+        syncing.hurry()
+        syncing.hear(connected=True)
+        await _settled()
+        assert setup.rounds.reasons == ["interval"]
+        setup.clock.advance(60.0)
+        setup.rounds.next_s = 300.0
+        report = await syncing.now()
+        assert (report.ok, report.mode) == (True, "hybrid")
+        assert syncing.next_us == setup.clock.now_us() + 300_000_000
+        hurry.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await hurry
+    assert setup.rounds.reasons == ["interval", "demand"]
+
+
+async def test_when_the_cloud_is_back_a_round_follows_at_once(setup: Setup) -> None:
+    """It does not wait for the interval, and it forgets the pause that failures had earned."""
+    _log_in(setup.home)
+    async with setup.running() as syncing:
+        setup.clock.advance(60.0)
+        setup.rounds.errors = [CloudUnreachable("gone", Fault.REFUSED)]
+        await syncing.now()
+        setup.clock.advance(60.0)
+        setup.note(None)
+        assert setup.governor.allows_rounds
+        syncing.resume()
+        await _settled()
+    assert setup.rounds.reasons == ["demand", "recovered"]
+
+
+async def test_a_forced_local_only_holds_against_a_demand(setup: Setup) -> None:
+    """A person wants nothing sent, and is told how to end that."""
+    _log_in(setup.home)
+    async with setup.running() as syncing:
+        setup.governor.force(Mode.LOCAL_ONLY)
+        with pytest.raises(ModeForced, match="metricsd mode auto"):
+            await syncing.now()
+        setup.governor.release()
+        assert (await syncing.now()).ok
+    assert setup.rounds.reasons == ["demand"]
+
+
+async def test_an_impairment_is_confirmed_to_be_over_soon(setup: Setup) -> None:
+    """After one good round of an impaired cloud the next does not wait for twice the interval."""
+    _log_in(setup.home)
+    async with setup.running() as syncing:
+        for _ in range(5):
+            setup.governor.note(
+                outcome_of(CloudUnreachable("500", Fault.SERVER), at_s=setup.clock.monotonic(), took_s=0.1, answers=1)
+            )
+            setup.clock.advance(2.0)
+        setup.rounds.next_s = 600.0
+        await syncing.now()
+        assert syncing.next_us == setup.clock.now_us() + 5_000_000
+        setup.clock.advance(5.0)
+        syncing.want()
+        await _settled()
+        assert not setup.governor.is_gentle
+    assert setup.rounds.reasons == ["demand", "interval"]
+
+
+async def test_a_failure_is_logged_once(setup: Setup) -> None:
+    """What fails the same way again is an attempt, and attempts are for debugging."""
+    _log_in(setup.home)
+    async with setup.running() as syncing:
+        setup.rounds.errors = [CloudUnreachable("500", Fault.SERVER)] * 5
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(6):
+                await syncing.now()
+    levels = [entry["log_level"] for entry in logs if entry["event"] == "round.failed"]
+    assert levels == ["warning", *["debug"] * 4]
 
 
 async def test_a_store_that_cannot_be_used_postpones(setup: Setup) -> None:
@@ -212,20 +317,3 @@ def test_reports_add_up() -> None:
         ok=True, mode="hybrid", pushed_events=11, pushed_records=22, pulled_events=33, pulled_records=44, duration_ms=55,
         conflicts=Conflicts(3, 7, {"latest_wins": 2, "merge_fields": 1}), rejected=[Rejected("a", "bad")], notes=["clock"],
     )  # fmt: skip
-
-
-def test_mode_keeps_since_when_it_is_so(store: Store, clock: FakeClock) -> None:
-    """The time is that of the change, not of the last round."""
-
-    def since() -> tuple[str, int]:
-        found = json.loads(state.get_text(store, MODE))
-        return found["reason"], found["since"]
-
-    began = clock.now_us()
-    failed = Report(error=Failure("unreachable", "gone"))
-    remember_mode(store, failed)
-    clock.advance(60.0)
-    remember_mode(store, failed)
-    assert since() == ("unreachable: gone", began)
-    remember_mode(store, Report(ok=True, mode="hybrid"))
-    assert since() == ("synced", clock.now_us())

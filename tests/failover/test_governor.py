@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from metricsd import modes
 from metricsd.config import Failover, Paths, find_paths
 from metricsd.errors import AuthError, CloudError, CloudUnreachable, Fault, StoreUnavailable
-from metricsd.failover import Mode, Reason
+from metricsd.failover import BY_HAND, Mode, Reason
 from metricsd.governor import Governor
 from metricsd.health import outcome_of
 from metricsd.identity import Credentials, save_login
@@ -278,7 +278,7 @@ class Machine(RuleBasedStateMachine):
         assert now.reason in Reason
         if before.mode is not now.mode:
             assert (before.mode, now.mode) in EDGES
-            is_by_hand = self.by_hand or before.reason in (Reason.FORCED, Reason.AUTH, Reason.NO_LOGIN)
+            is_by_hand = self.by_hand or before.reason in BY_HAND or now.reason in BY_HAND
             if self.switches and not is_by_hand:
                 assert self.clock.monotonic() - self.switches[-1][0] >= SETTINGS.dwell_s - 1e-6
             self.switches.append((self.clock.monotonic(), is_by_hand))
@@ -290,7 +290,9 @@ class Machine(RuleBasedStateMachine):
         self.governor.step()
 
     @rule(
-        error=st.sampled_from([None, None, REFUSED, CloudUnreachable("500", Fault.SERVER), CloudError("odd")]),
+        error=st.sampled_from(
+            [None, None, REFUSED, AuthError("no"), CloudUnreachable("500", Fault.SERVER), CloudError("odd")]
+        ),
         answers=st.integers(0, 4),
         took_s=st.sampled_from([0.1, 20.0]),
     )

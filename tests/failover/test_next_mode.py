@@ -47,6 +47,7 @@ STATES = sorted(
     key=lambda state: (state[0].value, state[1].value),
 )
 PAIRS = list(itertools.product(STATES, MATRIX))
+BY_PERSON = {CloudHealth.NO_LOGIN, CloudHealth.AUTH}
 OUTAGE = {Reason.UNREACHABLE, Reason.STORE_AND_CLOUD}
 
 healths = st.builds(
@@ -83,10 +84,10 @@ def test_the_whole_table_without_brakes(state: tuple[Mode, Reason], cell: tuple[
 
 @pytest.mark.parametrize(("state", "cell"), PAIRS, ids=lambda value: "-".join(part.value for part in value))
 def test_the_whole_table_within_the_dwell(state: tuple[Mode, Reason], cell: tuple[StoreHealth, CloudHealth]) -> None:
-    """Within the dwell no mode changes by itself; what a person did (a login, the end of a force) counts at once."""
+    """Within the dwell no mode changes by itself; what a person did (a login, a revoked token, the end of a force) counts at once."""
     mode, reason = state
     found = next_mode(mode, _evidence(*cell, reason, since_switch_s=4.9), None, LIMITS)
-    if reason in BY_HAND or cell[1] is CloudHealth.NO_LOGIN or MATRIX[cell][0] is mode:
+    if reason in BY_HAND or cell[1] in BY_PERSON or MATRIX[cell][0] is mode:
         assert found == MATRIX[cell]
     else:
         assert found == (mode, reason)
@@ -110,7 +111,7 @@ def test_an_answer_is_stable(mode: Mode, health: Health) -> None:
 @given(mode=st.sampled_from(Mode), health=healths)
 def test_no_switch_within_the_dwell_but_by_hand(mode: Mode, health: Health) -> None:
     """At most one switch a dwell."""
-    by_hand = health.reason in BY_HAND or health.cloud is CloudHealth.NO_LOGIN
+    by_hand = health.reason in BY_HAND or health.cloud in BY_PERSON
     if health.since_switch_s < LIMITS.dwell_s and not by_hand:
         assert next_mode(mode, health, None, LIMITS)[0] is mode
 
