@@ -31,12 +31,12 @@ def postgres_server() -> Iterator[str]:
 def postgres_url(postgres_server: str) -> Iterator[str]:
     """The URL of an empty database that this test alone has."""
     name = new_name()
-    asyncio.run(_execute(postgres_server, f"CREATE DATABASE {name} STRATEGY FILE_COPY"))
+    asyncio.run(execute(postgres_server, f"CREATE DATABASE {name} STRATEGY FILE_COPY"))
     yield in_database(postgres_server, name)
     asyncio.run(_drop(postgres_server, name))
 
 
-async def _execute(url: str, statement: str) -> None:
+async def execute(url: str, statement: str) -> None:
     db = await asyncpg.connect(url)
     try:
         await db.execute(statement)

@@ -7,7 +7,7 @@ in one order.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,8 +32,9 @@ _DETAIL = msgspec.json.Decoder(dict[str, str])
 class ControlSchema:
     """The control schema and its audit log."""
 
-    def __init__(self, pool: Pool, clock: Clock) -> None:
-        self._pool = pool
+    def __init__(self, pool_of: Callable[[str | None], Pool], clock: Clock) -> None:
+        self._pool_of = pool_of
+        self._pool = pool_of(None)
         self._clock = clock
         self._instance: Instance | None = None
 

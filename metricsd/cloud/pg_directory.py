@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from metricsd.cloud.access import Act, Scope, Tenant, Token
 from metricsd.cloud.pg_control import (
@@ -22,10 +23,11 @@ from metricsd.cloud.pg_control import (
 )
 from metricsd.cloud.pg_enrolment import PgEnrolment
 from metricsd.cloud.pg_errors import as_told
-from metricsd.cloud.pg_install import Instance, install, make_tenant
-from metricsd.cloud.pg_names import CONTROL
+from metricsd.cloud.pg_install import Instance, install, make_roles, make_tenant
+from metricsd.cloud.pg_names import CONTROL, checked_url
 from metricsd.cloud.pg_people import PgPeople
 from metricsd.cloud.pg_pool import Db
+from metricsd.errors import UsageError
 
 _FIND = f"""
 SELECT token.id, token.hash, token.scope, account.name, token.created_at, token.device, token.expires_at,
@@ -102,13 +104,29 @@ class PgDirectory(PgEnrolment, PgPeople):
 
     async def create_tenant(self, tenant: Tenant, act: Act) -> bool:
         instance = await self.install()
+        if tenant.server is not None:
+            if tenant.name in {known.name for known in await self.list_tenants()}:
+                return False
+            await self._make_elsewhere(tenant, tenant.server, instance)
         async with self.owner() as db:
             if not await insert_tenant(db, tenant):
                 return False
             await keep(db, act)
-            # Last, because it moves the search path to the new schema.
-            await make_tenant(db, instance, tenant.id)
+            if tenant.server is None:
+                # Last, because it moves the search path to the new schema.
+                await make_tenant(db, instance, tenant.id)
             return True
+
+    async def _make_elsewhere(self, tenant: Tenant, server: str, instance: Instance) -> None:
+        """Make a tenant's schema on another server. Until the directory names it nobody looks there."""
+        if urlsplit(checked_url(server)).password is not None:
+            raise UsageError("the directory keeps the server's URL, so its password belongs into ~/.pgpass")
+        try:
+            async with self._pool_of(server).transaction() as db:
+                await make_roles(db, instance)
+                await make_tenant(db, instance, tenant.id)
+        except Exception as error:
+            raise as_told(error) from error
 
     async def list_tenants(self) -> list[Tenant]:
         try:

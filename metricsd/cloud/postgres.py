@@ -38,7 +38,7 @@ class PostgresBackend:
         self._url = checked_url(url)
         self._pools: dict[str, Pool] = {}
         self._sessions: OrderedDict[tuple[str, str | None], Session] = OrderedDict()
-        self.directory = PgDirectory(self.pool(None), clock or SystemClock())
+        self.directory = PgDirectory(self.pool, clock or SystemClock())
         self.meter = PgMeter(self.directory, self._session)
 
     def pool(self, server: str | None) -> Pool:

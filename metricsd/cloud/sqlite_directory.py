@@ -18,6 +18,7 @@ from metricsd.cloud.access import Act, Scope, Tenant, Token
 from metricsd.cloud.sqlite_control import LOOKUP_BYTES, insert_token, keep, tenant_of, user_id
 from metricsd.cloud.sqlite_enrolment import SqliteEnrolment
 from metricsd.cloud.sqlite_people import SqlitePeople
+from metricsd.errors import UsageError
 
 _FIND = """
 SELECT token.id, token.hash, token.scope, tenant.id, tenant.name, tenant.key, tenant.created_at, tenant.suspended_at,
@@ -73,6 +74,9 @@ class SqliteDirectory(SqliteEnrolment, SqlitePeople):
         await self._reader.run(lambda db: db.execute("SELECT count(*) FROM tenant").fetchone())
 
     async def create_tenant(self, tenant: Tenant, act: Act) -> bool:
+        if tenant.server is not None:
+            raise UsageError("tenants of an embedded cloud lie in its folder: --server is for PostgreSQL")
+
         def work(db: sqlite3.Connection) -> bool:
             added = db.execute(
                 "INSERT INTO tenant (id, name, key, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",

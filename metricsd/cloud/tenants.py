@@ -33,10 +33,13 @@ def checked_name(what: str, name: str) -> str:
     return name
 
 
-async def create_tenant(registry: TenantRegistry, name: str, clock: Clock, *, actor: str = LOCAL_ACTOR) -> Tenant:
-    """Return a new tenant; raise UsageError when the name is taken or unfit."""
+async def create_tenant(
+    registry: TenantRegistry, name: str, clock: Clock, *, actor: str = LOCAL_ACTOR, server: str | None = None
+) -> Tenant:
+    """Return a new tenant, on another `server` if one is given; raise UsageError when the name is taken or unfit."""
     now = clock.now_us()
-    tenant = Tenant(secrets.token_hex(8), checked_name("tenant", name), secrets.token_bytes(32), now)
+    checked = checked_name("tenant", name)
+    tenant = Tenant(secrets.token_hex(8), checked, secrets.token_bytes(32), now, server=server)
     act = Act(actor=actor, action="tenant.created", tenant=name, subject=tenant.id, at=now)
     if not await registry.create_tenant(tenant, act):
         raise UsageError(f"tenant {name!r} exists already")
