@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from metricsd.cloud.ingest import depth_exceeds
 from metricsd.cloud.problems import refuse, too_large
+from metricsd.cloud.shape import check_shape
 from metricsd.cloud.wiretext import is_event_id
 from metricsd.config import Cloud
 from metricsd.protocol import HaveRequest
@@ -22,8 +22,7 @@ _DECODE = msgspec.json.Decoder(HaveRequest).decode
 
 def parse_have(body: bytes, settings: Cloud) -> HaveRequest:
     """Return the question; raise 400 or 413 for what is wrong with it."""
-    if depth_exceeds(body, settings.depth_max):
-        raise refuse(400, "too_deep", f"more than {settings.depth_max} levels", limit="depth_max")
+    check_shape(body, settings)
     try:
         asked = _DECODE(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
