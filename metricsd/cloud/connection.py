@@ -17,12 +17,16 @@ from metricsd.protocol import Problem
 
 HEAD_TIMEOUT_S = 10.0
 HEAD_BYTES_MAX = 64 * 1024
+DISCARDED_BYTES_MAX = 1024 * 1024
+"""How much of a body is read on after its request was answered, so that its sender gets to read the answer."""
 IDLE_TIMEOUT_S = 75
 """Longer than the minute that proxies in front keep a connection, so that it is they who close it."""
 SEND_TIMEOUT_S = 30.0
 """A client that does not read its answer is dropped after this."""
 CONNECTIONS_MAX = 512
 """Beside the streams of news, which are open nearly always."""
+CONNECTIONS_SPARE = 64
+"""Above the limit this many are still answered with 503; beyond, a connection is closed without a word."""
 RETRY_AFTER_S = 5.0
 _PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -37,6 +41,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.connections_max + CONNECTIONS_SPARE:
+            transport.abort()
+            return
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
@@ -45,11 +52,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._forget_head()
             return
         self._head_bytes += len(data)
-        if self._head_bytes > HEAD_BYTES_MAX and not self._discarding():
+        if self._discarding():
+            if self._head_bytes > DISCARDED_BYTES_MAX:
+                self.transport.close()
+        elif self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(
                 refuse(431, "head_too_large", f"more than {HEAD_BYTES_MAX} bytes", limit="head_bytes_max").problem
             )
-        elif self._deadline is None:
+        if self._deadline is None and not self.transport.is_closing():
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -113,7 +113,9 @@ async def push_events(cloudlet: Cloudlet, call: Call) -> msgspec.Struct:
         raise refuse(400, "bad_request", "unsequenced is 0 or 1")
     with cloudlet.budget.share() as share:
         body = await cloudlet.body(call, share)
-        batch = await _aside(body, lambda: ingest.parse_events(body, cloudlet.settings, sequenced=unsequenced != "1"))
+        batch = await _aside(
+            cloudlet, body, lambda: ingest.parse_events(body, cloudlet.settings, sequenced=unsequenced != "1")
+        )
         check_device(token, batch.device_id)
         await cloudlet.quotas.check(token.tenant)
         async with cloudlet.backend.tenant(token.tenant) as store:
@@ -129,7 +131,7 @@ async def push_records(cloudlet: Cloudlet, call: Call) -> msgspec.Struct:
     token = await cloudlet.token(call, TokenScope.DEVICE)
     with cloudlet.budget.share() as share:
         body = await cloudlet.body(call, share)
-        batch = await _aside(body, lambda: ingest.parse_records(body, cloudlet.settings))
+        batch = await _aside(cloudlet, body, lambda: ingest.parse_records(body, cloudlet.settings))
         check_device(token, batch.device_id)
         await cloudlet.quotas.check(token.tenant)
         now = cloudlet.clock.now_us()
@@ -179,9 +181,12 @@ def _feed_query(call: Call, page_max: int) -> FeedQuery:
     return FeedQuery(cursor[:CURSOR_CHARS_MAX], min(wanted, page_max), only == "records")
 
 
-async def _aside(body: bytes, parse: Callable[[], T]) -> T:
-    """Decode a large body in a thread, a small one here."""
-    return parse() if len(body) < INFLATE_ASIDE_BYTES else await asyncio.to_thread(parse)
+async def _aside(cloudlet: Cloudlet, body: bytes, parse: Callable[[], T]) -> T:
+    """Decode a large body in a thread, few at a time, a small one here."""
+    if len(body) < INFLATE_ASIDE_BYTES:
+        return parse()
+    async with cloudlet.inflating:
+        return await asyncio.to_thread(parse)
 
 
 def _refusal(problem: Problem, *extra: tuple[str, str]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

@@ -19,6 +19,7 @@ from metricsd.cloud.budget import Share
 from metricsd.cloud.checked import CheckedBatch
 from metricsd.cloud.problems import refuse, too_large
 from metricsd.cloud.rules import NUMBER_MAX, change_fault, event_fault
+from metricsd.cloud.shape import check_shape
 from metricsd.cloud.wiretext import event_key
 from metricsd.config import Cloud
 from metricsd.ids import EVENT_ID_BYTES
@@ -42,7 +43,7 @@ class _Envelope(msgspec.Struct):
 
 class _Position(msgspec.Struct):
     seq: int
-    id: str | int | float | bool | list[Any] | dict[str, Any] | None = None
+    id: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Records(msgspec.Struct):
@@ -55,10 +56,8 @@ _DECODE_ENVELOPE = msgspec.json.Decoder(_Envelope).decode
 _DECODE_RECORDS = msgspec.json.Decoder(_Records).decode
 _DECODE_POSITION = msgspec.json.Decoder(_Position).decode
 _DECODE_EVENT = msgspec.json.Decoder(WireEvent).decode
+_DECODE_TEXT = msgspec.json.Decoder(str).decode
 _DECODE_CHANGE = msgspec.json.Decoder(RecordChange).decode
-# Every bracket becomes one of two characters, everything else is dropped.
-_BRACKETS = bytes.maketrans(b"[{]}", b"(())")
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 async def read_raw(receive: Receive, declared: int | None, settings: Cloud, share: Share) -> bytes:
@@ -166,31 +165,9 @@ def _append(body: bytearray, chunk: bytes, limit: int, share: Share) -> None:
     body += chunk
 
 
-def depth_exceeds(body: bytes, depth_max: int) -> bool:
-    """Return whether JSON nests deeper than `depth_max`. Pure, linear, without recursion.
-
-    Strings are dropped, then each pass removes the innermost level of brackets; unbalanced ones are left to the
-    decoder.
-    """
-    if body.count(b"[") + body.count(b"{") <= depth_max:
-        return False
-    brackets = _without_strings(body).translate(_BRACKETS, _NOT_BRACKETS)
-    for _ in range(depth_max):
-        if b"()" not in brackets:
-            break
-        brackets = brackets.replace(b"()", b"")
-    return b"()" in brackets or brackets.count(b"(") > depth_max
-
-
-def _without_strings(body: bytes) -> bytes:
-    # Escaped backslashes go first, then escaped quotes; what is left of quotes alternates between start and end.
-    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    return b"".join(plain.split(b'"')[::2])
-
-
 def parse_small(body: bytes, kind: type[S], settings: Cloud) -> S:
     """Return a small body (enrolment, hello) as its struct; raise 400 that names what is wrong."""
-    _check_depth(body, settings)
+    check_shape(body, settings)
     decoded: S = _decoded(msgspec.json.Decoder(kind).decode, body)
     return decoded
 
@@ -203,7 +180,7 @@ def check_hello(said: HelloRequest) -> None:
 
 def parse_events(body: bytes, settings: Cloud, *, sequenced: bool) -> EventBatch:
     """Return a `PushEvents`, each item checked; raise 400 or 413 for what is wrong as a whole."""
-    _check_depth(body, settings)
+    check_shape(body, settings)
     batch = _checked_batch(body, settings) or _mixed_batch(body, settings, sequenced)
     if not 0 <= batch.epoch <= NUMBER_MAX or not 0 <= batch.base_seq <= NUMBER_MAX:
         raise refuse(400, "bad_request", "epoch and base_seq are numbers from 0 to 2^63-1")
@@ -240,7 +217,7 @@ def _mixed_batch(body: bytes, settings: Cloud, sequenced: bool) -> EventBatch:
 
 def parse_records(body: bytes, settings: Cloud) -> RecordBatch:
     """Return a `PushRecords`, each change checked; raise 400 or 413 for what is wrong as a whole."""
-    _check_depth(body, settings)
+    check_shape(body, settings)
     pushed = _decoded(_DECODE_RECORDS, body)
     if len(pushed.changes) > settings.items_max:
         raise too_large("items_max", settings.items_max)
@@ -248,15 +225,24 @@ def parse_records(body: bytes, settings: Cloud) -> RecordBatch:
 
 
 def _event_item(raw: msgspec.Raw, settings: Cloud, sequenced: bool) -> EventItem:
-    reason: str | None
+    if len(memoryview(raw)) > settings.item_bytes_max:
+        return _unread_item(raw, sequenced, "too_large")
     try:
         event = _DECODE_EVENT(raw)
-        reason = "too_large" if len(bytes(raw)) > settings.item_bytes_max else event_fault(event)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        position = _position_of(raw, sequenced)
-        text = position.id if isinstance(position.id, str) else repr(position.id)
-        return EventItem(position.seq, event_key(text), None, "malformed")
+        return _unread_item(raw, sequenced, "malformed")
+    reason = event_fault(event)
     return EventItem(event.seq, event_key(event.id), None if reason else event, reason)
+
+
+def _unread_item(raw: msgspec.Raw, sequenced: bool, reason: str) -> EventItem:
+    """Return an item of which only the position is looked at; whatever stands there as its id, it is bound under."""
+    position = _position_of(raw, sequenced)
+    try:
+        text = _DECODE_TEXT(position.id)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        text = bytes(position.id).decode("utf-8", "replace")
+    return EventItem(position.seq, event_key(text), None, reason)
 
 
 def _position_of(raw: msgspec.Raw, sequenced: bool) -> _Position:
@@ -270,11 +256,13 @@ def _position_of(raw: msgspec.Raw, sequenced: bool) -> _Position:
 
 
 def _record_item(raw: msgspec.Raw, settings: Cloud) -> RecordItem:
+    if len(memoryview(raw)) > settings.item_bytes_max:
+        return RecordItem(None, "too_large")
     try:
         change = _DECODE_CHANGE(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return RecordItem(None, "malformed")
-    reason = "too_large" if len(bytes(raw)) > settings.item_bytes_max else change_fault(change)
+    reason = change_fault(change)
     return RecordItem(None if reason else change, reason)
 
 
@@ -284,11 +272,6 @@ def _check_order(base_seq: int, items: list[EventItem]) -> None:
         if not before < item.seq <= NUMBER_MAX:
             raise refuse(400, "bad_order", "each seq must be greater than the one before it, the first than base_seq")
         before = item.seq
-
-
-def _check_depth(body: bytes, settings: Cloud) -> None:
-    if depth_exceeds(body, settings.depth_max):
-        raise refuse(400, "too_deep", f"more than {settings.depth_max} levels", limit="depth_max")
 
 
 def _decoded(decode: Any, body: bytes) -> Any:

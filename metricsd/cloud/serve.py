@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 from litestar.types import ASGIApp
 
+from metricsd.cloud import connection
 from metricsd.cloud.connection import CONNECTIONS_MAX, IDLE_TIMEOUT_S, BoundedProtocol
 from metricsd.cloud.shell import Shell
 from metricsd.config import Cloud
@@ -126,8 +127,29 @@ class _Uvicorn(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Listen; like uvicorn's own, with a deadline for the handshake of TLS as well."""
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+        tls = self.config.ssl
+        self.servers = [
+            await loop.create_server(
+                self._connect,
+                sock=each,
+                ssl=tls,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=None if tls is None else connection.HEAD_TIMEOUT_S,
+            )
+            for each in sockets or ()
+        ]
+        self.started = True
         self.listening.set()
+
+    def _connect(self) -> asyncio.Protocol:
+        made: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = made(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
 
 def _protocol(connections_max: int) -> type[BoundedProtocol]:

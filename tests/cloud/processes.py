@@ -17,8 +17,11 @@ DEADLINE_S = 20.0
 class ServerProcess:
     """`metricsd cloud serve --port 0 --json` over a folder; killed when the block ends."""
 
-    def __init__(self, folder: Path, home: Path) -> None:
+    def __init__(self, folder: Path, home: Path, *arguments: str, **settings: str) -> None:
+        """`arguments` go to the command, `settings` (such as CLOUD_ITEMS_MAX) into its environment."""
         self.url = ""
+        self._arguments = arguments
+        self._settings = {f"METRICSD_{name}": value for name, value in settings.items()}
         self._folder = folder
         self._home = home
         self._process: asyncio.subprocess.Process | None = None
@@ -28,9 +31,9 @@ class ServerProcess:
             sys.executable,
             "-c",
             "from metricsd.cli.cloud import cloud; cloud()",
-            *("serve", "--port", "0", "--json", "--database", f"sqlite:{self._folder}"),
+            *("serve", "--port", "0", "--json", "--database", f"sqlite:{self._folder}", *self._arguments),
             cwd=ROOT,
-            env={**os.environ, "METRICSD_HOME": str(self._home), "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "METRICSD_HOME": str(self._home), "PYTHONPATH": str(ROOT), **self._settings},
             stdout=asyncio.subprocess.PIPE,
         )
         assert self._process.stdout is not None
@@ -43,6 +46,12 @@ class ServerProcess:
     ) -> None:
         if self._process is not None and self._process.returncode is None:
             await self.end(signal.SIGKILL)
+
+    @property
+    def pid(self) -> int:
+        """The process, to be looked at from outside."""
+        assert self._process is not None
+        return self._process.pid
 
     async def end(self, number: int) -> int:
         """Send a signal; return the exit code."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import threading
 import zlib
 from collections.abc import AsyncIterator
 from functools import cache
@@ -13,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import zstandard
-from hypothesis import given
-from hypothesis import strategies as st
 
 from metricsd.cloud import cloudlet as cloudlet_module
 from metricsd.cloud import ingest
 from metricsd.cloud.budget import Budget
-from metricsd.cloud.ingest import depth_exceeds
 from metricsd.cloud.problems import Refused
 from metricsd.config import Cloud
+from tests.cloud.memory import PeakMemory
 from tests.cloud.support import CloudUnderTest, Device, Json, bearer, event, events, ok, problem, statuses
 
 MIB = 1024 * 1024
@@ -164,54 +160,12 @@ async def test_depth(small: CloudUnderTest, over: int) -> None:
         assert ok(reply)["acked_through"] == 1
 
 
-@given(
-    st.recursive(st.text() | st.integers() | st.none(), lambda part: st.lists(part) | st.dictionaries(st.text(), part))
-)
-def test_depth_is_counted_exactly(value: Any) -> None:
-    """Brackets and quotes inside strings do not count; the true depth passes and one less does not."""
-
-    def depth(part: Any) -> int:
-        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else None
-        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
-
-    for ascii_only in (True, False):
-        body = json.dumps(value, ensure_ascii=ascii_only).encode()
-        assert not depth_exceeds(body, depth(value))
-        if depth(value) > 0:
-            assert depth_exceeds(body, depth(value) - 1)
-
-
 async def test_a_hundred_thousand_levels_are_refused_quickly(cloud: CloudUnderTest) -> None:
     """No recursion error, no crash, in known and unknown places."""
     device = await cloud.device()
     deep = b"[" * 100_000 + b"]" * 100_000
     for body in (deep, b"[" * 100_000, body_of(device, [])[:-2] + deep + b"]}", b'{"x":' * 100_000):
         assert limit_of(await send(device, body)) == (400, "depth_max")
-
-
-class PeakMemory:
-    """Watches this process's memory from a thread while a block runs."""
-
-    def __enter__(self) -> PeakMemory:
-        self._process = psutil.Process()
-        self.before = self.peak = self._process.memory_info().rss
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    @property
-    def grown_mib(self) -> int:
-        grown: int = self.peak - self.before
-        return grown // MIB
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.002):
-            self.peak = max(self.peak, self._process.memory_info().rss)
 
 
 @cache
