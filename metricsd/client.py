@@ -13,13 +13,13 @@ import gzip
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import httpx
@@ -46,6 +46,7 @@ from metricsd.protocol import (
     Capabilities,
     EnrolReply,
     EnrolRequest,
+    EraseReply,
     HelloReply,
     HelloRequest,
     PolicyReply,
@@ -128,6 +129,13 @@ class Tally:
         self.slowest_s = max(self.slowest_s, took_s)
 
 
+class Certificate(NamedTuple):
+    """Who vouches for the cloud, and until when, as the certificate words it."""
+
+    issuer: str
+    until: str
+
+
 class CloudClient:
     """Calls of one cloud with one token. Close it, or use it as an async context manager."""
 
@@ -207,6 +215,28 @@ class CloudClient:
         """Return the page of the feed behind `cursor` ("" from the start); raise HistoryChanged for a lost cursor."""
         query = {"cursor": cursor, "limit": str(limit)} | ({"only": "records"} if only_records else {})
         return await self._fetch("GET", f"/changes?{httpx.QueryParams(query)}", None, ChangesPage)
+
+    async def erase(self, device_id: str) -> EraseReply:
+        """Take a device's data back: the cloud forgets what it wrote and revokes it. Doing it again changes nothing."""
+        return await self._fetch("DELETE", f"/devices/{device_id}/data", None, EraseReply)
+
+    async def certificate(self) -> Certificate | None:
+        """Return what the cloud's certificate says, through a proxy too; None without TLS or where nothing tells.
+
+        Raises CloudUnreachable, which names a certificate that is not trusted.
+        """
+        try:
+            async with (
+                asyncio.timeout(self._settings.request_timeout_s),
+                self._http.stream("GET", f"{self.url}/healthz") as response,
+            ):
+                stream = response.extensions.get("network_stream")
+                secured = None if stream is None else stream.get_extra_info("ssl_object")
+                return None if secured is None else _certificate_of(secured.getpeercert() or {})
+        except TimeoutError as error:
+            raise CloudUnreachable(f"{self.url} did not answer in time", Fault.TIMEOUT) from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+            raise _unreachable(self.url, error) from error
 
     async def policy(self) -> PolicyReply:
         """Return the tenant's conflict policy; raise CloudRefused (404) when it has none."""
@@ -292,6 +322,13 @@ class CloudClient:
         if self._encoding == _ZSTD:
             return headers | {"Content-Encoding": _ZSTD}, self._compressor.compress(body)
         return headers | {"Content-Encoding": _GZIP}, gzip.compress(body, compresslevel=1, mtime=0)
+
+
+def _certificate_of(found: Mapping[str, Any]) -> Certificate:
+    """Return issuer and end of a peer's certificate in the form of `ssl.SSLSocket.getpeercert`."""
+    names = {key: value for part in found.get("issuer", ()) for key, value in part}
+    issuer = names.get("organizationName") or names.get("commonName") or "unknown"
+    return Certificate(_printable(str(issuer))[:200], _printable(str(found.get("notAfter", "unknown")))[:60])
 
 
 def _shown(parts: SplitResult) -> str:

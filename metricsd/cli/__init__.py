@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
         "metricsd.cli.conflicts:conflicts", "See records that two devices changed; bring back what lost."
     ),
     "policy": Entry("metricsd.cli.policy:policy", "See, check and try conflict policies."),
+    "doctor": Entry("metricsd.cli.doctor:doctor", "Look at everything from the hook to the cloud, and say what to do."),
     "service": Entry("metricsd.cli.service:service", "Have the daemon started at login."),
     "legacy": Entry("metricsd.cli.legacy:legacy", "Convert records of the older system."),
     "logs": Entry("metricsd.cli.logs:logs", "Show the daemon's log."),

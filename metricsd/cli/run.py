@@ -24,6 +24,7 @@ from metricsd.clock import US_PER_S, Clock, SystemClock
 from metricsd.config import Config, Paths, find_paths, load_config
 from metricsd.daemon import Daemon
 from metricsd.errors import MetricsdError, UsageError
+from metricsd.filesystem import check_local
 from metricsd.identity import Credentials, find_credentials, load_identity, save_login
 from metricsd.instance import InstanceLock
 
@@ -52,6 +53,7 @@ def run(with_cloud: bool, host: str, port: int) -> None:
     """Run the daemon in the foreground until Ctrl-C or `metricsd down`."""
     paths = find_paths()
     config = load_config(paths)
+    check_local(paths)
     # Never given back: the kernel drops it with the process, so `metricsd down` sees the end when it is one.
     InstanceLock.acquire(paths.lock, "daemon")
     _start_log(paths, config)

@@ -49,26 +49,36 @@ def up(with_cloud: bool, timeout_s: float) -> None:
     """
     paths = find_paths()
     load_config(paths)
+    for line in start_daemon(paths, with_cloud=with_cloud, timeout_s=timeout_s):
+        click.echo(line)
+
+
+def start_daemon(paths: Paths, *, with_cloud: bool = False, timeout_s: float = READY_TIMEOUT_S) -> list[str]:
+    """Have the daemon of this version run, and return in words what was done for it.
+
+    An installed service is started; a daemon of an older version is replaced. Raises MetricsdError with the reason.
+    """
     deadline = time.monotonic() + timeout_s
+    done = []
     holder = find_holder(paths.lock)
     if holder is not None and holder.role == "daemon":
         if not _is_older(holder.version, __version__):
             wait_ready(paths, None, deadline)
-            click.echo(f"metricsd already runs (pid {holder.pid}){_newer_hint(holder)}")
-            return
+            return [f"metricsd already runs (pid {holder.pid}){_newer_hint(holder)}"]
         with_cloud = with_cloud or _serves_cloud(holder.pid)
         stop_daemon(paths)
-        click.echo(f"metricsd {holder.version} stopped (pid {holder.pid}): this is {__version__}")
+        done = [f"metricsd {holder.version} stopped (pid {holder.pid}): this is {__version__}"]
     manager = None if with_cloud else find_installed(paths, os.environ)
     if manager is not None and isinstance(find_manager(paths, os.environ), type(manager)):
         manager.start()
         wait_ready(paths, None, deadline)
     else:
+        manager = None
         wait_ready(paths, start_detached(paths, _output_file(paths), with_cloud=with_cloud), deadline)
     started = find_holder(paths.lock)
-    pid = started.pid if started is not None else "unknown"
     how = " as a service" if manager is not None else ""
-    click.echo(f"metricsd runs{how} (pid {pid}); `metricsd status` shows what it does")
+    pid = started.pid if started is not None else "unknown"
+    return [*done, f"metricsd runs{how} (pid {pid}); `metricsd status` shows what it does"]
 
 
 @click.command()
