@@ -168,6 +168,7 @@ class Prober:
         self._is_asked = True
         if anew:
             self._anew.set()
+            self._last_s = -math.inf
         self._wake.set()
 
     def look_again(self) -> None:
@@ -250,7 +251,8 @@ class Prober:
             log.debug("probe.impossible", reason=str(error))
             return kind
         finally:
-            self._last_s = self._clock.monotonic()
+            # A probe that was given up for another network is followed by one through that at once.
+            self._last_s = -math.inf if self._anew.is_set() else self._clock.monotonic()
         if answered:
             await self._succeed(kind, began)
         return kind
