@@ -89,7 +89,7 @@ class Direct:
         self._calls: OrderedDict[CallKey, EventId] = OrderedDict()
 
     async def tick(self) -> Sent:
-        """Send one bounded round of complete captures that were not sent yet, oldest first.
+        """Send one bounded round of complete captures that were not sent yet, the newest ones.
 
         Raises AuthError without a login, and CloudError as the client does; what the cloud had settled by then stays
         settled. A capture that the cloud or a decoder refuses is left to the tail, which quarantines it.
@@ -136,8 +136,9 @@ class Direct:
                     yield capture.mtime_ns, capture.name
 
         try:
-            # The order in which the tail takes a batch: of two captures of one fact both keep the same one.
-            chosen = heapq.nsmallest(CAPTURES_PER_TICK, unsent())
+            # The newest first, or what is sent again because it was forgotten would hold up what is new for ever. Among
+            # them the order of the tail: of two captures of one fact both keep the same one.
+            chosen = sorted(heapq.nlargest(CAPTURES_PER_TICK, unsent()))
         except OSError as error:
             raise StoreUnavailable(
                 f"{self._paths.spool}: cannot be read ({error.strerror}): check the folder's permissions"

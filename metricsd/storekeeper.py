@@ -81,6 +81,7 @@ class StoreKeeper:
         self._sent_calls = sent_calls
         self._identity: Identity | None = None
         self._ingest: Ingest | None = None
+        self._expected: Mapping[CallKey, EventId] = {}
         self._tail: Tail | None = None
         self._repairs_failed = 0
         self._repair_at = 0.0
@@ -120,6 +121,7 @@ class StoreKeeper:
         """
         if self.trouble is not None or self._tail is None:
             raise StoreUnavailable(self.trouble.reason if self.trouble else None)
+        self._expect()
         return self.call(self._tail.tick)
 
     def check(self) -> StoreTrouble | None:
@@ -178,8 +180,6 @@ class StoreKeeper:
         seconds = (self._clock.now_us() - self.trouble.since_us) / US_PER_S
         log.info("store.recovered", kind=self.trouble.kind.value, after_s=round(seconds, 1))
         self.trouble = None
-        if self._ingest is not None:
-            self._ingest.expect(self._sent_calls())
 
     def _look(self) -> None:
         """See whether the file is still ours and has room. Costs some microseconds when all is well."""
@@ -273,7 +273,14 @@ class StoreKeeper:
         if self._identity is None:
             raise AssertionError("open() comes first")
         self._ingest, self._tail = make_tail(self.store, self._paths, self._config, self._identity)
-        self._ingest.expect(self._sent_calls())
+        self._expected = {}
+
+    def _expect(self) -> None:
+        """Tell the ingest which calls went to the cloud, if there are new ones."""
+        calls = self._sent_calls()
+        if self._ingest is not None and calls != self._expected:
+            self._ingest.expect(calls)
+            self._expected = calls
 
     def _stop_tail(self) -> None:
         if self._tail is not None:
