@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 
 import msgspec
 import structlog
@@ -171,17 +171,23 @@ class Streams:
             except TimeoutError:
                 pass
             watch.woken.clear()
-            try:
-                await self._look(watch)
-                if loop.time() - checked >= self._settings.stream_poll_s:
-                    checked = loop.time()
-                    await self._check_tokens(watch)
-            except Refused as error:
-                log.debug("stream.look_postponed", reason=str(error))
-            except Exception as error:
-                # The loop's edge: listeners would otherwise hear nothing more and not know it.
-                log.exception("stream.look_failed", error=type(error).__name__)
+            await self._attempt(self._look(watch))
+            # Also when the tenant cannot be read: it may have been dropped, and then its streams must end.
+            if loop.time() - checked >= self._settings.stream_poll_s:
+                checked = loop.time()
+                await self._attempt(self._check_tokens(watch))
             await asyncio.sleep(min(LOOK_GAP_S, self._settings.stream_poll_s))
+
+    @staticmethod
+    async def _attempt(work: Coroutine[None, None, None]) -> None:
+        """Do one of the watch's works; what fails now is done with the next round."""
+        try:
+            await work
+        except Refused as error:
+            log.debug("stream.look_postponed", reason=str(error))
+        except Exception as error:
+            # The loop's edge: listeners would otherwise hear nothing more and not know it.
+            log.exception("stream.look_failed", error=type(error).__name__)
 
     async def _look(self, watch: _Watch) -> None:
         """Tell each listener what other devices of its user have stored since the last look."""
