@@ -1,7 +1,7 @@
 """The floor under the cloud's bench: a bare ASGI app that stores the same rows by the same SQL, and nothing else.
 
 It takes the same requests through the same HTTP server, inflates and decodes them, and writes with the cloud's own
-statements into the cloud's own schema, FULL, one commit for all batches that wait. It authenticates nobody, checks
+statements into the cloud's own schema, FULL, and groups batches into commits by the same rule. It authenticates nobody, checks
 nothing, bounds nothing, counts nothing and keeps no savepoints: what is left is what the work itself costs.
 """
 
@@ -12,6 +12,7 @@ import queue
 import secrets
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from metricsd.cloud.sqlite_events import ADVANCE, FIND_OWNERS, NEWEST_STREAM, insert_events
 from metricsd.cloud.sqlite_file import open_file
 from metricsd.cloud.sqlite_group import GROUP_ITEMS_MAX
+from metricsd.config import Cloud
 from metricsd.protocol import EventResult, PushEvents, PushEventsReply
 from metricsd.schema import load_steps
 
 _TEXTS = ("session", "tool", "outcome", "project", "branch", "model", "agent", "subject", "reason", "batch")
+COMMIT_DELAY_S = Cloud().commit_delay_ms / 1000
 _STORED = EventResult(status="stored")
 _DECODE = msgspec.json.Decoder(PushEvents).decode
 
@@ -59,15 +62,18 @@ class Floor:
         await send({"type": "http.response.body", "body": body})
 
     def _write_for_ever(self) -> None:
+        company = 1
         while True:
             group = [self._queue.get()]
-            items = 0
+            items, deadline = len(group[0][0].events), time.monotonic() + COMMIT_DELAY_S
             while items < GROUP_ITEMS_MAX:
+                wait_s = deadline - time.monotonic() if len(group) < company else 0.0
                 try:
-                    group.append(self._queue.get_nowait())
+                    group.append(self._queue.get(timeout=wait_s) if wait_s > 0 else self._queue.get_nowait())
                 except queue.Empty:
                     break
                 items += len(group[-1][0].events)
+            company = len(group)
             answers = self._commit([push for push, _ in group])
             self._loop.call_soon_threadsafe(_answer, group, answers)
 
