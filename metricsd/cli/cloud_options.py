@@ -24,7 +24,6 @@ from metricsd.errors import UsageError
 if TYPE_CHECKING:
     from metricsd.cloud.postgres import PostgresBackend
     from metricsd.cloud.registry import AdminBackend
-    from metricsd.config import Cloud
 
 T = TypeVar("T")
 
@@ -48,19 +47,24 @@ def open_backend(database: str | None) -> AdminBackend:
 
     paths = find_paths()
     if database is not None and is_postgres(database):
-        return _open_postgres(database, load_config(paths).cloud)
+        return open_postgres(database)
     folder = paths.cloud if database is None else folder_of(database)
     return SqliteBackend(folder, load_config(paths).cloud)
 
 
-def _open_postgres(url: str, settings: Cloud) -> PostgresBackend:
+def open_postgres(url: str, *, timeout_s: float | None = None) -> PostgresBackend:
+    """Return the backend over a PostgreSQL database; raise UsageError when the extra is not installed.
+
+    `timeout_s` is the deadline of a statement, where the setting's would be too short.
+    """
     try:
         from metricsd.cloud.postgres import PostgresBackend
     except ModuleNotFoundError as error:
         if error.name != "asyncpg":
             raise
         raise UsageError("PostgreSQL needs asyncpg: pip install 'metricsd[postgres]'") from error
-    return PostgresBackend(url, settings)
+    settings = load_config(find_paths()).cloud
+    return PostgresBackend(url, settings if timeout_s is None else settings._replace(database_timeout_s=timeout_s))
 
 
 def with_backend(database: str | None, work: Callable[[AdminBackend], Awaitable[T]]) -> T:

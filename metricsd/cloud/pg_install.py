@@ -93,14 +93,14 @@ async def make_roles(db: Db, instance: Instance) -> None:
                 await db.execute(f'GRANT {right} ON DATABASE {quoted} TO "{role(name)}"')
 
 
-async def make_tenant(db: Db, instance: Instance, tenant_id: str, steps: Sequence[Step] = TENANT_STEPS) -> None:
+async def make_tenant(db: Db, instance: Instance, tenant_id: str) -> None:
     """Make a tenant's role and its schema, complete and empty."""
     name = schema_of(tenant_id)
     await db.execute(
         f'CREATE ROLE "{name}" NOLOGIN; GRANT "{name}" TO CURRENT_USER; GRANT "{name}" TO "{role(instance.ingest)}";'
         f' GRANT "{role(instance.tenants)}" TO "{name}"; CREATE SCHEMA "{name}"'
     )
-    await _run_steps(db, name, steps)
+    await _run_steps(db, name, TENANT_STEPS)
 
 
 async def drop_tenant(db: Db, tenant_id: str) -> None:
@@ -111,21 +111,13 @@ async def drop_tenant(db: Db, tenant_id: str) -> None:
         await db.execute(f'DROP OWNED BY "{name}"; DROP ROLE "{name}"')
 
 
-async def step_of(db: Db, tenant_id: str) -> int:
-    """Return the step that a tenant's schema is on, 0 when there is no schema."""
-    name = schema_of(tenant_id)
-    if await db.fetchval("SELECT to_regclass($1)::text", f"{name}.head") is None:
-        return 0
-    return int(await db.fetchval(f'SELECT step FROM "{name}".head'))  # noqa: S608 - a generated name
-
-
-async def upgrade_tenant(db: Db, tenant_id: str, steps: Sequence[Step] = TENANT_STEPS) -> int:
+async def upgrade_tenant(db: Db, tenant_id: str) -> int:
     """Run the steps that a tenant's schema lacks, all in this transaction; return how many. Raise SchemaTooNew."""
     name = schema_of(tenant_id)
     # Waits for the tenant's writers, and they for it.
     version = int(await db.fetchval(f'SELECT step FROM "{name}".head FOR UPDATE'))  # noqa: S608 - a generated name
-    _check_major(version, steps, f"the schema {name}")
-    pending = [step for step in steps if step.number > version]
+    _check_major(version, TENANT_STEPS, f"the schema {name}")
+    pending = [step for step in TENANT_STEPS if step.number > version]
     await _run_steps(db, name, pending)
     return len(pending)
 

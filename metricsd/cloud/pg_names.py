@@ -48,7 +48,12 @@ def checked_url(url: str) -> str:
     """Return a database's URL; raise UsageError, which never shows a password, when it cannot be one."""
     try:
         parts = urlsplit(url)
-        named = parts.scheme in SCHEMES and url.startswith(f"{parts.scheme}://") and len(parts.path) > 1 and (parts.port or 1) > 0
+        named = (
+            parts.scheme in SCHEMES
+            and url.startswith(f"{parts.scheme}://")
+            and len(parts.path) > 1
+            and (parts.port or 1) > 0
+        )
     except ValueError:
         named = False
     if not named:

@@ -11,12 +11,14 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+import asyncpg
+
 from metricsd.clock import Clock, SystemClock
 from metricsd.cloud.access import Act, Tenant
 from metricsd.cloud.backend import News
 from metricsd.cloud.pg_directory import PgDirectory
 from metricsd.cloud.pg_errors import as_told
-from metricsd.cloud.pg_install import drop_tenant
+from metricsd.cloud.pg_install import drop_tenant, upgrade_tenant
 from metricsd.cloud.pg_meter import PgMeter
 from metricsd.cloud.pg_names import checked_url
 from metricsd.cloud.pg_news import read_news
@@ -28,6 +30,9 @@ from metricsd.config import Cloud
 
 SESSIONS_MAX = 1000
 """Tenants whose interned texts are remembered; each is some kilobytes, at most some megabytes."""
+
+
+LOCK_WAIT_MS = 2000
 
 
 class PostgresBackend:
@@ -75,6 +80,19 @@ class PostgresBackend:
             f"the URL's login {login!r} may do more than serving needs: requests run under {instance.ingest!r} and the"
             f" tenants' roles; give that role a password and use it in the URL"
         ]
+
+    async def upgrade_control(self) -> None:
+        """Bring the control schema up to date; raise UsageError for who may not."""
+        await self.directory.install()
+
+    async def upgrade_tenant(self, tenant: Tenant) -> int:
+        """Bring a tenant's schema up to date in one transaction; return how many steps that took."""
+        try:
+            # Whoever waits for a table's lock makes everybody wait who comes later, so not for long.
+            async with self.pool(tenant.server).transaction(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}") as db:
+                return await upgrade_tenant(db, tenant.id)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise as_told(error) from error
 
     async def drop_tenant(self, tenant: Tenant, act: Act) -> None:
         await self.directory.begin_drop(tenant, act.at)
