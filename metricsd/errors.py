@@ -15,6 +15,7 @@ do next. `retryable` and `exit_code` belong to the class, so that no caller deci
     │   ├── StoreUnavailable     retryable: full, read-only, locked
     │   │   └── SpoolUnavailable the store is well, the folder of the captures is not
     │   ├── StoreCorrupt
+    │   ├── StoreReplaced        retryable: a round began on another store
     │   └── SchemaTooNew
     ├── CloudError
     │   ├── CloudUnreachable     retryable
@@ -105,6 +106,12 @@ class SpoolUnavailable(StoreUnavailable):
 
 class StoreCorrupt(StoreError):
     """The local store is damaged; start the daemon with `metricsd up`, it repairs the store."""
+
+
+class StoreReplaced(MetricsdError):
+    """The local store was put back while a round of sync ran; the next round starts over."""
+
+    retryable = True
 
 
 class SchemaTooNew(StoreError):

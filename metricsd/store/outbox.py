@@ -8,9 +8,11 @@ run again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from metricsd.errors import StoreReplaced
 from metricsd.ids import DeviceId, EventId
 from metricsd.model import Event
 from metricsd.store import events, place, quarantine, records, state
@@ -187,7 +189,7 @@ def doubt(store: Store) -> None:
 
 def acknowledge(store: Store, stream: Stream, settled: Settled) -> Stream:
     """Move the mark to what the cloud has settled, once that is on disk; give each event to the device that has it."""
-    with store.transaction(full=True):
+    with _on_same(store, stream):
         own = events.own_device(store)
         targets = dict.fromkeys(settled.mine, own)
         for device_id, seqs in settled.elsewhere.items():
@@ -203,7 +205,7 @@ def acknowledge(store: Store, stream: Stream, settled: Settled) -> Stream:
 
 def skip(store: Store, stream: Stream, seq: int, reject: Reject) -> Stream:
     """Pass over one event that the cloud refuses to even look at; it lies in quarantine and stays in the store."""
-    with store.transaction(full=True):
+    with _on_same(store, stream):
         quarantine.add_all(store, [reject])
         new = stream._replace(settled_seq=max(seq, stream.settled_seq))
         _put(store, new)
@@ -212,7 +214,7 @@ def skip(store: Store, stream: Stream, seq: int, reject: Reject) -> Stream:
 
 def resend(store: Store, stream: Stream) -> Stream:
     """Go back to the acknowledged mark, to be told again what an answer said that was lost on its way."""
-    with store.transaction(full=True):
+    with _on_same(store, stream):
         new = stream._replace(settled_seq=stream.acked_seq)
         _put(store, new)
     return new
@@ -220,7 +222,7 @@ def resend(store: Store, stream: Stream) -> Stream:
 
 def rewind(store: Store, stream: Stream, seq: int, event_id: str) -> Stream:
     """Go back to what the cloud still has, and offer again everything that it lost."""
-    with store.transaction(full=True):
+    with _on_same(store, stream):
         new = stream._replace(acked_seq=seq, acked_id=event_id, settled_seq=seq)
         _put(store, new)
         _reoffer(store)
@@ -245,6 +247,20 @@ def verify(store: Store) -> None:
 def drop_counters(store: Store, row: CounterRow) -> None:
     """Stop pushing a version of session counters that the cloud will never take; the next event tries again."""
     store.db.execute(_DROP_COUNTERS, (row.session, row.device, row.dirty))
+
+
+@contextlib.contextmanager
+def _on_same(store: Store, stream: Stream) -> Iterator[None]:
+    """Run a block as a durable transaction, if the store still has the stream that its caller knows.
+
+    A store that was put back or repaired while the cloud was asked has other events at these positions: what the cloud
+    settled is not settled there. Raises StoreReplaced then.
+    """
+    with store.transaction(full=True):
+        now = find(store)
+        if now is None or (now.device_id, now.epoch, now.base) != (stream.device_id, stream.epoch, stream.base):
+            raise StoreReplaced
+        yield
 
 
 def _put(store: Store, stream: Stream) -> None:

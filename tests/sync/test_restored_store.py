@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import pytest
 
 from metricsd.config import load_config
@@ -104,3 +105,36 @@ async def test_a_repaired_store_goes_on_as_a_new_device_once(world: World) -> No
     assert third is not None
     assert third.device_id == second.device_id
     assert device.event_ids() == world.event_ids()
+
+
+@pytest.mark.parametrize("with_backup", [True, False], ids=["backup", "no backup"])
+async def test_a_round_that_began_on_the_store_before_notes_nothing_in_the_one_after(
+    world: World, with_backup: bool
+) -> None:
+    """The store is repaired while the cloud is asked: the answer is about other positions."""
+    device = await world.device("one")
+    device.record(40, session="s-1")
+    await settled(device)
+    if with_backup:
+        backup(device.store, device.paths.backups, keep=1)
+    device.record(40, session="s-2")
+    asked = 0
+
+    def replace(request: httpx.Request) -> str | None:
+        nonlocal asked
+        if request.url.path.endswith("/events"):
+            asked += 1
+            if asked == 1:
+                repaired(device, "first page")
+                device.store.reopen()
+                device.record(60, session="s-3", tag="after")
+        return None
+
+    world.network.fault = replace
+    report = await device.sync()
+    assert asked
+    assert report.error is not None
+    assert "put back" in report.error.message
+    await settled(device)
+    assert device.event_ids() == world.event_ids()
+    assert device.rolled_up() == device.event_ids().total() >= 140
