@@ -36,6 +36,9 @@ COMMANDS: dict[str, Entry] = {
         "metricsd.cli.conflicts:conflicts", "See records that two devices changed; bring back what lost."
     ),
     "policy": Entry("metricsd.cli.policy:policy", "See, check and try conflict policies."),
+    "uninstall": Entry(
+        "metricsd.cli.uninstall:uninstall", "Take metricsd out of the machine; data only if you say so."
+    ),
     "doctor": Entry("metricsd.cli.doctor:doctor", "Look at everything from the hook to the cloud, and say what to do."),
     "service": Entry("metricsd.cli.service:service", "Have the daemon started at login."),
     "legacy": Entry("metricsd.cli.legacy:legacy", "Convert records of the older system."),
