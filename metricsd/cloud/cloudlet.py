@@ -14,7 +14,7 @@ from litestar.types import HTTPScope, Receive
 from metricsd.clock import Clock
 from metricsd.cloud import ingest
 from metricsd.cloud.auth import authenticate
-from metricsd.cloud.backend import Backend, Scope, Token
+from metricsd.cloud.backend import Backend, Scope, Tenant, Token
 from metricsd.cloud.budget import Budget, Share
 from metricsd.cloud.metrics import Metrics
 from metricsd.cloud.problems import busy, refuse
@@ -75,12 +75,18 @@ class Cloudlet:
         self._draining = True
         self.streams.drain()
 
-    async def token(self, incoming: Incoming, *scopes: Scope) -> Token:
+    async def token(self, incoming: Incoming, *scopes: Scope, erased_too: bool = False) -> Token:
         """Return the request's token if it is valid and of one of `scopes`; raise 429 when its tenant asks too much."""
         authorization = header_of(incoming.scope, b"authorization")
-        token = await authenticate(self.backend.directory, authorization, self.clock.now_us(), *scopes)
-        await self.rates.count(token.tenant, self._size_of(incoming))
+        token = await authenticate(
+            self.backend.directory, authorization, self.clock.now_us(), *scopes, erased_too=erased_too
+        )
+        await self.count(token.tenant, incoming)
         return token
+
+    async def count(self, tenant: Tenant, incoming: Incoming) -> None:
+        """Count a request of a tenant; raise 429 when it asks too much."""
+        await self.rates.count(tenant, self._size_of(incoming))
 
     async def body(self, incoming: Incoming, share: Share) -> bytes:
         """Return the inflated body, held in `share`."""

@@ -10,7 +10,7 @@ from litestar import Response, delete, post
 
 from metricsd.cloud import ingest
 from metricsd.cloud.access import Scope
-from metricsd.cloud.auth import authenticate, bearer_of, check_device
+from metricsd.cloud.auth import bearer_of, check_device
 from metricsd.cloud.backend import Writer
 from metricsd.cloud.cloudlet import Cloudlet, header_of
 from metricsd.cloud.codes import parse_code
@@ -28,6 +28,7 @@ async def devices(request: Req) -> Response[bytes]:
     typed = parse_code(bearer_of(header_of(request.scope, b"authorization")))
     if typed is not None:
         code = await find_code(directory, typed, clock.now_us())
+        await cloudlet.count(code.tenant, request)
         return answer_of(await enrol_by_code(directory, code, await _wanted(request, cloudlet), clock))
     token = await cloudlet.token(request, Scope.ENROL, Scope.DEVICE)
     return answer_of(await enrol(directory, token, await _wanted(request, cloudlet), clock))
@@ -51,10 +52,7 @@ async def erase_device_data(request: Req) -> Response[bytes]:
     cloudlet = cloudlet_of(request)
     device_id = str(request.path_params["device_id"])
     now = cloudlet.clock.now_us()
-    authorization = header_of(request.scope, b"authorization")
-    token = await authenticate(
-        cloudlet.backend.directory, authorization, now, Scope.DEVICE, Scope.ADMIN, erased_too=True
-    )
+    token = await cloudlet.token(request, Scope.DEVICE, Scope.ADMIN, erased_too=True)
     user = await erase_device(cloudlet.backend.directory, token, device_id, now)
     async with cloudlet.backend.tenant(token.tenant) as store:
         erased = await store.erase_device(user, device_id, now)
