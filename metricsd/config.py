@@ -9,6 +9,7 @@ login lies in its own 0600 file (see `identity.py`).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -18,6 +19,7 @@ from metricsd.errors import ConfigError
 SYSTEM_CONFIG = Path("/etc/metricsd/config.toml")
 ENV_PREFIX = "METRICSD_"
 ENV_HOME = "METRICSD_HOME"
+_LISTEN = re.compile(r"(127\.0\.0\.1|localhost|\[::1\]):[1-9][0-9]{0,4}")
 
 
 class Tail(NamedTuple):
@@ -90,6 +92,7 @@ class Daemon(NamedTuple):
     log_level: str = "info"
     log_bytes_max: int = 5 * 1024 * 1024
     log_keep: int = 3
+    metrics_listen: str = ""
 
 
 class Cloud(NamedTuple):
@@ -230,6 +233,10 @@ RULES: dict[str, Rule] = {
     ),
     "daemon.log_bytes_max": Rule("bytes", "size at which the log file is rotated", 4096, 1 << 30),
     "daemon.log_keep": Rule("files", "rotated log files that are kept", 0, 100),
+    "daemon.metrics_listen": Rule(
+        "127.0.0.1:PORT, localhost:PORT or [::1]:PORT",
+        "where programs on this machine can read the daemon's figures, as `/metrics`; nowhere by default",
+    ),
     "cloud.body_bytes_max": Rule("bytes", "largest request body as received", 1024, 1 << 30),
     "cloud.inflated_bytes_max": Rule("bytes", "largest request body after decompression", 1024, 1 << 31),
     "cloud.items_max": Rule("items", "most items in one request", 1, 100_000),
@@ -447,6 +454,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if expected is str:
         if not isinstance(value, str) or (rule.choices and value not in rule.choices):
             raise wrong
+        if name == "daemon.metrics_listen" and value and not _is_listen(value):
+            raise wrong
         return value
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise wrong
@@ -455,10 +464,16 @@ def _checked(name: str, value: Any, where: str) -> Any:
     return tuple(value)
 
 
+def _is_listen(text: str) -> bool:
+    return _LISTEN.fullmatch(text) is not None and int(text.rpartition(":")[2]) < 65536
+
+
 def _describe(name: str, expected: Any) -> str:
     rule = RULES[name]
     if rule.choices:
         return "one of " + ", ".join(rule.choices)
+    if name == "daemon.metrics_listen":
+        return rule.unit
     kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
         expected, "a list of texts"
     )

@@ -30,8 +30,11 @@ from metricsd.errors import EXIT_FAILED, MetricsdError, SpoolUnavailable, StoreE
 from metricsd.failover import Mode, Reason
 from metricsd.governor import Governor
 from metricsd.health import Outcome
+from metricsd.local_metrics import CONTENT_TYPE
+from metricsd.loopback import Loopback, parse_address
 from metricsd.netwatch import NetworkWatch
 from metricsd.notify import Notifier
+from metricsd.observing import Observing
 from metricsd.policy import Layers, places_of
 from metricsd.prober import CloudAsker, Prober
 from metricsd.schedule import Schedule
@@ -107,6 +110,7 @@ class Daemon:
         self._schedule = Schedule(config, self._sync_due)
         self._network = NetworkWatch(self._on_network)
         self._parts: _Parts | None = None
+        self._observing: Observing | None = None
         self._force_timer: threading.Timer | None = None
 
     @property
@@ -163,7 +167,9 @@ class Daemon:
         delivering = Delivering(direct, clock, lambda: governor.mode is Mode.REMOTE_ONLY, self._on_outcome)
         chores = Chores(paths, config, keeper, self._schedule, self._run)
         verbs = Verbs(self, Parts(keeper, governor, syncing, realtime, delivering, clock))
-        control = ControlServer(socket_path(paths.state_dir), verbs.handlers())
+        observing = Observing(self, paths, clock, self._run, (keeper, governor, realtime))
+        control = ControlServer(socket_path(paths.state_dir), {**verbs.handlers(), "metrics": observing.answer})
+        self._observing = observing
         self._parts = _Parts(governor, engine, syncing, realtime, prober, direct, delivering, chores, control)
         self._could_sync = governor.allows_rounds
         self._note_store()
@@ -197,6 +203,8 @@ class Daemon:
         if find_obstacle(self._config.sync) is None:
             tasks.append(begin("realtime", parts.realtime.loop()))
         tasks.append(begin("probe", parts.prober.loop()))
+        if self._observing is not None and (address := parse_address(self._config.daemon.metrics_listen)):
+            tasks.append(begin("metrics", Loopback(address, self._observing.page, CONTENT_TYPE).loop()))
         self._network.start()
         self._ready = True
         if self._notifier.listens:

@@ -58,13 +58,16 @@ def app(ctx: click.Context) -> None:
 
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; fields are only added.")
-def status(as_json: bool) -> int:
+@click.option("--metrics", is_flag=True, help="Print the daemon's own figures in Prometheus' text format.")
+def status(as_json: bool, metrics: bool) -> int:
     """Show what runs, what waits, and why sync is off if it is.
 
     Exit codes: 0 ok, 3 degraded, 4 the daemon is not running, 5 the cloud wants a new login.
     """
-    from metricsd.cli.status import run_status
+    from metricsd.cli.status import print_metrics, run_status
 
+    if metrics:
+        return print_metrics()
     return run_status(as_json=as_json)
 
 

@@ -28,6 +28,7 @@ PROTOCOL_VERSION = 1
 """protocol.PROTOCOL_VERSION, whose module costs an import of msgspec; a test holds the two together."""
 ASK_TIMEOUT_S = 0.25
 READ_TIMEOUT_S = 0.1
+METRICS_TIMEOUT_S = 10.0
 _CREDENTIALS_BYTES_MAX = 64 * 1024
 
 NOT_LOGGED_IN = "not logged in"
@@ -64,6 +65,12 @@ def run_status(*, as_json: bool) -> int:
 
         print(render(found, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ, encoding=sys.stdout.encoding))
     return exit_code(found)
+
+
+def print_metrics() -> int:
+    """Print the daemon's own figures, as a scraper would get them. Raises DaemonNotRunning, DaemonSilent."""
+    print(control.call(find_paths().state_dir, "metrics", timeout_s=METRICS_TIMEOUT_S)["text"], end="")
+    return EXIT_OK
 
 
 def exit_code(found: Section) -> int:
