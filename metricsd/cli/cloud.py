@@ -32,6 +32,7 @@ _NOUNS = {
     "audit": "metricsd.cli.cloud_audit:audit",
     "device": "metricsd.cli.cloud_device:device",
     "enrol": "metricsd.cli.cloud_enrol:enrol",
+    "migrate": "metricsd.cli.cloud_move:migrate",
     "migrate-schema": "metricsd.cli.cloud_schema:migrate_schema",
     "policy": "metricsd.cli.cloud_policy:policy",
     "stats": "metricsd.cli.cloud_stats:stats",
