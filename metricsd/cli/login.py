@@ -47,14 +47,32 @@ def login(url: str, code: str | None, token_stdin: bool, name: str, as_json: boo
 
 
 @click.command()
+@click.option("--take-back", is_flag=True, help="First remove from the cloud what this device sent.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; fields are only added.")
-def logout(as_json: bool) -> None:
-    """Forget the cloud's token; everything that was recorded stays."""
+def logout(take_back: bool, as_json: bool) -> None:
+    """Forget the cloud's token; everything that was recorded stays here."""
+    if take_back:
+        _take_back(as_json)
+        return
     was_in = identity.forget_login(find_paths())
     if as_json:
         click.echo(json.dumps({"logged_out": was_in}))
         return
     click.echo("logged out: events are kept here and sent after the next login" if was_in else "not logged in")
+
+
+def _take_back(as_json: bool) -> None:
+    from metricsd.sync.login import take_back
+
+    paths = find_paths()
+    removed = asyncio.run(take_back(paths, load_config(paths).sync))
+    if as_json:
+        click.echo(
+            json.dumps({"logged_out": True, "events_removed": removed.events, "records_removed": removed.records})
+        )
+        return
+    click.echo(f"the cloud removed {removed.events} events and {removed.records} records of this device")
+    click.echo("logged out: what was recorded is kept here; after another login it would be sent again")
 
 
 def _secret(code: str | None, from_stdin: bool) -> str:
