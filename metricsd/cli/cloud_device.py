@@ -1,4 +1,4 @@
-"""`metricsd cloud device`: the installations that are logged in. A user takes a device's data back by the API."""
+"""`metricsd cloud device`: the installations that are logged in: who can get in, and what is kept of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from metricsd.cli.cloud_options import (
     with_backend,
 )
 from metricsd.clock import SystemClock
+from metricsd.errors import UsageError
 
 
 @click.group()
@@ -49,3 +50,22 @@ def device_revoke(device_id: str, database: str | None, as_json: bool) -> None:
 
     with_backend(database, lambda backend: revoke_device(backend.directory, device_id, SystemClock(), actor=actor()))
     print_done({"id": device_id, "revoked": True}, as_json, f"device {device_id} is shut out; its data stays")
+
+
+@device.command("erase")
+@click.argument("device_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do it: without this, nothing is removed.")
+@database_option
+@json_option
+def device_erase(device_id: str, yes: bool, database: str | None, as_json: bool) -> None:
+    """Shut a device out and remove what it wrote, as its user can by `metricsd logout --take-back`."""
+    from metricsd.cloud.enrolment import erase_by_administrator
+
+    if not yes:
+        raise UsageError(f"this removes all events of device {device_id!r} from the cloud for good: say --yes to do it")
+    gone = with_backend(
+        database, lambda backend: erase_by_administrator(backend, device_id, SystemClock(), actor=actor())
+    )
+    row = {"id": device_id, "events": gone.events, "records": gone.records}
+    sentence = f"device {device_id} is shut out; {gone.events} events and {gone.records} records are removed"
+    print_done(row, as_json, sentence)

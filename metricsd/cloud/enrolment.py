@@ -14,9 +14,9 @@ from metricsd.clock import US_PER_S, Clock
 from metricsd.cloud import codes
 from metricsd.cloud.access import Act, EnrolCode, NewDevice, Scope, Tenant, Token
 from metricsd.cloud.auth import bad_token, check_device, check_tenant, digest_of, new_token
-from metricsd.cloud.backend import Directory, Enrolment
+from metricsd.cloud.backend import Directory, Enrolment, Erased
 from metricsd.cloud.problems import refuse
-from metricsd.cloud.registry import Registry
+from metricsd.cloud.registry import AdminBackend, Registry
 from metricsd.cloud.tenants import checked_name, get_tenant
 from metricsd.errors import UsageError
 from metricsd.ids import new_device_id
@@ -100,6 +100,21 @@ async def erase_device(directory: Directory, token: Token, device_id: str, now: 
     if owner is None:
         raise refuse(404, "no_device", "there is no such device")
     return owner
+
+
+async def erase_by_administrator(backend: AdminBackend, device_id: str, clock: Clock, *, actor: str) -> Erased:
+    """Take any device's data back, as its user could; raise UsageError for an unknown device."""
+    directory, now = backend.directory, clock.now_us()
+    device = next((found for found in await directory.list_devices(None) if found.id == device_id), None)
+    if device is None:
+        raise UsageError(f"there is no device with id {device_id!r}: see `metricsd cloud device list`")
+    tenant = await get_tenant(directory, device.tenant)
+    act = Act(
+        actor=actor, action="device.erased", tenant=tenant.name, subject=device_id, at=now, detail={"user": device.user}
+    )
+    await directory.erase_device(tenant, None, device_id, act)
+    async with backend.tenant(tenant) as store:
+        return await store.erase_device(device.user, device_id, now)
 
 
 def _new_device(tenant: Tenant, user: str, request: EnrolRequest, clock: Clock) -> tuple[NewDevice, str]:

@@ -90,6 +90,21 @@ async def test_devices_are_listed_and_revoked(home: Paths) -> None:
     assert json.loads(run_in_thread("device", "list", "--tenant", "acme", "--json"))[0]["revoked"] is True
 
 
+async def test_a_device_is_erased_by_an_administrator(home: Paths) -> None:
+    """Only with --yes; twice is harmless; the act is logged once."""
+    device = await filled(home)
+    for wrong in ((device.id,), ("0" * 32, "--yes")):
+        with pytest.raises(UsageError):
+            run_in_thread("device", "erase", *wrong)
+    for events, records in ((2, 1), (0, 0)):
+        gone = json.loads(run_in_thread("device", "erase", device.id, "--yes", "--json"))
+        assert gone == {"id": device.id, "events": events, "records": records}
+    [row] = json.loads(run_in_thread("device", "list", "--json"))
+    assert row["revoked"] is True and row["erased_at"] is not None
+    actions = [row["action"] for row in json.loads(run_in_thread("audit", "list", "--json"))]
+    assert actions.count("device.erased") == 1
+
+
 async def test_stats_count_what_a_tenant_holds(home: Paths) -> None:
     """One row a tenant."""
     await filled(home)
