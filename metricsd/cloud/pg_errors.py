@@ -57,6 +57,11 @@ def as_refusal(error: BaseException) -> BaseException:
     return error
 
 
+def will_pass(error: BaseException) -> bool:
+    """Return whether a refusal is one that waiting may end: not a login or database that the server does not know."""
+    return isinstance(error, Refused) and not isinstance(error.__cause__, _WRONG_PLACE)
+
+
 def as_told(error: BaseException) -> BaseException:
     """Return what an administrator at the command line is told."""
     cause = error.__cause__ if isinstance(error, Refused) else error

@@ -17,7 +17,7 @@ from metricsd.clock import Clock, SystemClock
 from metricsd.cloud.access import Act, Tenant
 from metricsd.cloud.backend import News
 from metricsd.cloud.pg_directory import PgDirectory
-from metricsd.cloud.pg_errors import as_told
+from metricsd.cloud.pg_errors import as_told, will_pass
 from metricsd.cloud.pg_install import drop_tenant, upgrade_tenant
 from metricsd.cloud.pg_meter import PgMeter
 from metricsd.cloud.pg_names import checked_url
@@ -25,7 +25,6 @@ from metricsd.cloud.pg_news import read_news
 from metricsd.cloud.pg_pool import Pool
 from metricsd.cloud.pg_session import Session
 from metricsd.cloud.pg_tenant import PgTenant
-from metricsd.cloud.problems import Refused
 from metricsd.config import Cloud
 
 SESSIONS_MAX = 1000
@@ -70,10 +69,9 @@ class PostgresBackend:
             async with self.pool(None).transaction() as db:
                 login = await db.fetchval("SELECT session_user::text")
         except Exception as error:
-            told = as_told(error)
-            if isinstance(told, Refused):
-                return [f"the database is not ready ({told}): requests are answered with 503 until it is"]
-            raise told from error
+            if will_pass(error):
+                return [f"the database is not ready ({error}): requests are answered with 503 until it is"]
+            raise as_told(error) from error
         if login == instance.ingest:
             return []
         return [

@@ -15,14 +15,14 @@ DEADLINE_S = 20.0
 
 
 class ServerProcess:
-    """`metricsd cloud serve --port 0 --json` over a folder; killed when the block ends."""
+    """`metricsd cloud serve --port 0 --json` over a folder, or a database's URL; killed when the block ends."""
 
-    def __init__(self, folder: Path, home: Path, *arguments: str, **settings: str) -> None:
+    def __init__(self, place: Path | str, home: Path, *arguments: str, **settings: str) -> None:
         """`arguments` go to the command, `settings` (such as CLOUD_ITEMS_MAX) into its environment."""
         self.url = ""
         self._arguments = arguments
         self._settings = {f"METRICSD_{name}": value for name, value in settings.items()}
-        self._folder = folder
+        self._database = place if isinstance(place, str) else f"sqlite:{place}"
         self._home = home
         self._process: asyncio.subprocess.Process | None = None
 
@@ -31,7 +31,7 @@ class ServerProcess:
             sys.executable,
             "-c",
             "from metricsd.cli.cloud import cloud; cloud()",
-            *("serve", "--port", "0", "--json", "--database", f"sqlite:{self._folder}", *self._arguments),
+            *("serve", "--port", "0", "--json", "--database", self._database, *self._arguments),
             cwd=ROOT,
             env={**os.environ, "METRICSD_HOME": str(self._home), "PYTHONPATH": str(ROOT), **self._settings},
             stdout=asyncio.subprocess.PIPE,

@@ -7,7 +7,6 @@ away is 503 with Retry-After and is used again when it is back.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ import pytest
 from metricsd.cloud.pg_pool import Pool
 from metricsd.cloud.postgres import PostgresBackend
 from metricsd.config import Cloud
+from metricsd.errors import UsageError
 from tests.cloud.support import CloudUnderTest, Device, event, events, ok
 from tests.pooling_proxy import PoolingProxy, is_clean
 from tests.postgres import Cluster, own_cluster
@@ -206,12 +206,19 @@ async def test_a_server_that_goes_away_is_503_until_it_is_back() -> None:
             assert reply.status_code == 503 and int(reply.headers["retry-after"]) >= 1
             assert (await cloud.http.get("/readyz")).status_code == 503
             assert (await cloud.http.get("/healthz")).status_code == 200
-            backend = PostgresBackend(cluster.url(), Cloud())
-            with contextlib.suppress(Exception):
-                await backend.warnings()
+            starting = PostgresBackend(cluster.url(), Cloud())
+            [warning] = await starting.warnings()
+            assert "503" in warning, "a server may start before its database does"
             await asyncio.to_thread(cluster.start)
             await until_ready(cloud)
             assert (await device.push(events(1, first=4), base_seq=3))["acked_through"] == 4
+
+
+async def test_a_login_or_database_that_is_not_there_stops_a_start(postgres_url: str) -> None:
+    """Waiting would not help: one line that says which."""
+    for url in (f"{postgres_url}_x", postgres_url.replace("postgres@", "nobody_there@")):
+        with pytest.raises(UsageError, match="does not exist"):
+            await PostgresBackend(url, Cloud()).warnings()
 
 
 async def test_what_was_acknowledged_survives_the_postmasters_death() -> None:
