@@ -7,7 +7,6 @@ other processes remember their numbers.
 
 from __future__ import annotations
 
-import sqlite3
 from typing import NamedTuple
 
 from metricsd.cloud.comparing import deletion_stamp, is_own
@@ -62,6 +61,7 @@ def check_not_shut(transaction: Transaction, device_id: str) -> None:
 
 def shut_out(transaction: Transaction, user: str, device_id: str, now: int) -> Subject:
     """Refuse every later write of the device, and forget where its streams stand."""
+    # Stays on for this connection: another erasure may be under way, and little else is ever deleted.
     transaction.db.execute("PRAGMA secure_delete = ON")
     transaction.db.execute("INSERT INTO shut VALUES (?) ON CONFLICT DO NOTHING", (device_id,))
     subject = Subject(transaction.terms.id_of(user), transaction.terms.id_of(device_id), device_id, now)
@@ -108,11 +108,6 @@ def erase_records(transaction: Transaction, subject: Subject, after: int, head: 
 def head_of(transaction: Transaction) -> int:
     """Return the newest change number."""
     return transaction.change
-
-
-def finish(db: sqlite3.Connection) -> None:
-    """Go back to removing rows the quick way."""
-    db.execute("PRAGMA secure_delete = OFF")
 
 
 def _put_empty(transaction: Transaction, subject: Subject, record: RecordState) -> None:

@@ -34,7 +34,6 @@ from metricsd.cloud.sqlite_erase import (
     erase_events,
     erase_records,
     erase_unsequenced,
-    finish,
     head_of,
     shut_out,
 )
@@ -98,14 +97,11 @@ class SqliteTenant:
     async def erase_device(self, user: str, device_id: str, now: int) -> Erased:
         write = self.writer.write
         subject = await write(lambda transaction: shut_out(transaction, user, device_id, now), items=1)
-        try:
-            events = await self._repeat(erase_events, subject)
-            await self._repeat(erase_bindings, subject)
-            events += await self._walk(lambda after, transaction: erase_unsequenced(transaction, subject, after))
-            head = await write(head_of, items=1)
-            records = await self._walk(lambda after, transaction: erase_records(transaction, subject, after, head))
-        finally:
-            await write(lambda transaction: finish(transaction.db), items=1)
+        events = await self._repeat(erase_events, subject)
+        await self._repeat(erase_bindings, subject)
+        events += await self._walk(lambda after, transaction: erase_unsequenced(transaction, subject, after))
+        head = await write(head_of, items=1)
+        records = await self._walk(lambda after, transaction: erase_records(transaction, subject, after, head))
         return Erased(events, records)
 
     async def export(self, after: int, limit: int) -> list[Exported]:
