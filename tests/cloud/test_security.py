@@ -31,6 +31,14 @@ from metricsd.config import Cloud
 from metricsd.errors import UsageError
 from metricsd.logs import log_to_terminal
 from tests.cloud.support import CloudUnderTest, Json, bearer, event, events, ok, problem, statuses
+from tests.cloud.test_audit import (
+    test_a_changed_removed_or_reordered_row_is_found as test_v16_4_2_a_changed_audit_row_is_found,
+)
+from tests.cloud.test_audit import (
+    test_every_act_is_logged_with_who_did_it as test_v16_3_2_every_act_is_logged_with_who_did_it,
+)
+
+__all__ = ["test_v16_3_2_every_act_is_logged_with_who_did_it", "test_v16_4_2_a_changed_audit_row_is_found"]
 
 CODE = Path(__file__).resolve().parents[2] / "metricsd"
 SQL_CALLS = frozenset({"execute", "executemany", "executescript", "fetch", "fetchrow", "fetchval"})
