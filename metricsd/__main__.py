@@ -1,6 +1,6 @@
 """The program `metricsd`: what `python -m metricsd` and the console script run.
 
-`status` takes a path of its own in front of click, which alone would cost more than the whole answer. Every error
+`status` and `today` take a path of their own in front of click, which alone would cost more than the whole answer. Every error
 of ours, and of the operating system, leaves as one line `metricsd: ...` on stderr with its exit code; a traceback is
 a fault of metricsd.
 """
@@ -47,6 +47,10 @@ def _dispatch(arguments: list[str]) -> int:
         from metricsd.cli.status import run_status
 
         return run_status(as_json="--json" in arguments)
+    if arguments[:1] == ["today"] and set(arguments[1:]) <= {"--json"}:
+        from metricsd.cli.today import run_today
+
+        return run_today(as_json="--json" in arguments)
     from metricsd.cli.app import run_command
 
     return run_command(arguments)

@@ -21,7 +21,7 @@ from metricsd.store.counters import Tally, add_tallies, subtract_tallies
 from metricsd.store.devices import device_id_of as device_id_of
 from metricsd.store.devices import device_row as device_row
 from metricsd.store.devices import own_device as own_device
-from metricsd.store.rollups import NO_DURATION, Key, Totals, bucket_of
+from metricsd.store.rollups import NO_DURATION, Hours, Key, Totals, bucket_of
 
 OUTCOMES: tuple[str, ...] = ("ok", "failed", "interrupted", "denied")
 """Stored as their index; any other text (of a newer version) as OTHER_OUTCOME + its term."""
@@ -64,6 +64,7 @@ def insert(store: Store, items: Sequence[Identified], *, device: int) -> Inserte
     own = device == own_device(store)
     if not items:
         return Inserted(0, 0)
+    rollups.calendar(store)
     rows, aggregates = _prepare(store, items, device, own)
     before = store.db.total_changes
     store.db.execute("SAVEPOINT events")
@@ -117,6 +118,7 @@ def move(store: Store, positions: Sequence[int], to_device: int) -> None:
     device's row has the same times.
     """
     own = own_device(store)
+    rollups.calendar(store)
     for start in range(0, len(positions), _IDS_PER_QUERY):
         some = positions[start : start + _IDS_PER_QUERY]
         marks = ", ".join("?" * len(some))
@@ -159,6 +161,7 @@ def unpack_call(packed: bytes | None) -> str | None:
 
 class _Aggregates(NamedTuple):
     totals: dict[Key, Totals]
+    hours: Hours
     tallies: dict[int, Tally]
 
 
@@ -168,11 +171,12 @@ def _prepare(
     """Return the rows to insert and what they add up to. The hottest loop of the product: plain and flat on purpose."""
     terms = store.terms
     text_of, type_of, session_of = terms.texts, terms.types, terms.sessions
-    day_of, outcome_codes = store.days.of, _OUTCOME_CODES
+    slot_of, outcome_codes = store.days.slot, _OUTCOME_CODES
     pos = last_pos(store) if own else -state.get_int(store, "remote_rows")
     step = 1 if own else -1
     rows: list[tuple[Any, ...]] = []
     totals: dict[Key, Totals] = {}
+    hours: Hours = {}
     tallies: dict[int, Tally] = {}
     for event_id, e in items:
         pos += step
@@ -199,7 +203,8 @@ def _prepare(
         )  # fmt: skip
         failed = 1 if outcome else 0
         bucket = NO_DURATION if duration is None else bucket_of(duration)
-        key = (day_of(e.at), device, kind, tool or 0, project or 0, batch or 0, bucket)
+        slot = slot_of(e.at)
+        key = (slot // 24, device, kind, tool or 0, project or 0, batch or 0, bucket)
         total = totals.get(key)
         if total is None:
             totals[key] = [1, failed, duration or 0, added or 0, removed or 0]
@@ -209,12 +214,19 @@ def _prepare(
             total[2] += duration or 0
             total[3] += added or 0
             total[4] += removed or 0
+        hour_key = (slot, device, kind, batch or 0)
+        hour = hours.get(hour_key)
+        if hour is None:
+            hours[hour_key] = [1, failed]
+        else:
+            hour[0] += 1
+            hour[1] += failed
         if own and session is not None:
             tally = tallies.get(session)
             if tally is None:
                 tally = tallies[session] = Tally()
             tally.count(e)
-    return rows, _Aggregates(totals, tallies)
+    return rows, _Aggregates(totals, hours, tallies)
 
 
 def _tags_and_more(store: Store, e: Event) -> tuple[int | None, str | None]:
@@ -237,7 +249,7 @@ def _tags_and_more(store: Store, e: Event) -> tuple[int | None, str | None]:
 
 
 def _apply(store: Store, aggregates: _Aggregates, device: int, own: bool) -> None:
-    rollups.add(store, aggregates.totals)
+    rollups.add(store, aggregates.totals, aggregates.hours)
     if own:
         add_tallies(store, device, aggregates.tallies)
 
@@ -255,8 +267,8 @@ def _without_known(store: Store, items: Sequence[Identified]) -> list[Identified
 def _move_totals(store: Store, items: list[Identified], source: int, target: int, own: int) -> None:
     _, lost = _prepare(store, items, source, True)
     _, won = _prepare(store, items, target, True)
-    rollups.add(store, lost.totals, sign=-1)
-    rollups.add(store, won.totals)
+    rollups.add(store, lost.totals, lost.hours, sign=-1)
+    rollups.add(store, won.totals, won.hours)
     subtract_tallies(store, source, lost.tallies)
     if target == own:
         add_tallies(store, target, won.tallies)

@@ -8,7 +8,7 @@ no longer be told.
 from __future__ import annotations
 
 from metricsd.clock import US_PER_S
-from metricsd.store import state
+from metricsd.store import rollups, state
 from metricsd.store.connection import Store
 from metricsd.store.ingest import FOLD_BEFORE
 
@@ -17,9 +17,8 @@ ROWS_PER_TRANSACTION = 5000
 ROOM_KEPT_US = DAY_US
 """However short room is, the last day stays: lines of it may still be on their way."""
 _NTH_OLDEST = "SELECT max(at) FROM (SELECT at FROM event WHERE pos <= ? ORDER BY at LIMIT ?)"
-_DROP = """
-DELETE FROM event WHERE pos IN (SELECT pos FROM event WHERE at < ? AND pos <= ? LIMIT ?)
-"""
+_OLD = "SELECT pos FROM event WHERE at < ? AND pos <= ? ORDER BY pos LIMIT ?"
+_DROP = f"DELETE FROM event WHERE pos IN ({_OLD})"
 
 
 def fold(store: Store, *, days: int, synced_through: int | None) -> int:
@@ -40,6 +39,7 @@ def _drop(store: Store, horizon: int, newest: int) -> int:
     dropped = 0
     while True:
         with store.transaction():
+            rollups.before_drop(store, _OLD, (horizon, newest, ROWS_PER_TRANSACTION))
             rows = store.db.execute(_DROP, (horizon, newest, ROWS_PER_TRANSACTION)).rowcount
             state.add(store, "live_events", -rows)
         dropped += rows

@@ -1,21 +1,31 @@
-"""Daily totals, kept in the transaction of the events they count.
+"""Totals of local days and hours, kept in the transaction of the events they count.
 
-One row per (day, device, type, tool, project, batch, duration bucket): the buckets are a log-linear histogram, and
-their sums are the totals, so counts and percentiles can never disagree. Retention drops events and keeps these.
+`rollup` has one row per (day, device, type, tool, project, batch, duration bucket): the buckets are a log-linear
+histogram, and their sums are the totals, so counts and percentiles can never disagree. `day_total` is the same
+without tool and project, so that years of days are read in milliseconds; `hour_total` has the hours. Retention drops
+events and keeps these. All three are in one time zone, the one in which the first of them was written.
 """
 
 from __future__ import annotations
 
+from metricsd.store import state
+from metricsd.store.calendar import Days, days_in
 from metricsd.store.connection import Store
+from metricsd.totals import NO_DURATION as NO_DURATION
+from metricsd.totals import bucket_bounds as bucket_bounds
+from metricsd.totals import bucket_of as bucket_of
 
-NO_DURATION = -1
-LINEAR_MS = 16
-"""Durations below this many milliseconds have a bucket each; above, eight buckets per doubling (at most 12.5 % wide)."""
+ZONE = "rollup_zone"
+"""State key: name of the time zone of all totals."""
 
 Key = tuple[int, int, int, int, int, int, int]
 """(day, device, type, tool, project, batch, bucket)"""
 Totals = list[int]
 """[n, failed, duration_ms, lines_added, lines_removed]"""
+HourKey = tuple[int, int, int, int]
+"""(slot, device, type, batch); a slot is day * 24 + hour"""
+Hours = dict[HourKey, list[int]]
+"""[n, failed]"""
 
 UPSERT = """
 INSERT INTO rollup VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -23,31 +33,99 @@ ON CONFLICT DO UPDATE SET n = n + excluded.n, failed = failed + excluded.failed,
     duration_ms = duration_ms + excluded.duration_ms,
     lines_added = lines_added + excluded.lines_added, lines_removed = lines_removed + excluded.lines_removed
 """
-_DROP_EMPTY = "DELETE FROM rollup WHERE n = 0"
+_UPSERT_DAY = """
+INSERT INTO day_total VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET n = n + excluded.n, failed = failed + excluded.failed,
+    duration_ms = duration_ms + excluded.duration_ms,
+    lines_added = lines_added + excluded.lines_added, lines_removed = lines_removed + excluded.lines_removed
+"""
+_UPSERT_HOUR = """
+INSERT INTO hour_total VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET n = n + excluded.n, failed = failed + excluded.failed
+"""
+_OF_DELETED = """
+SELECT e.at, e.device, e.type, coalesce(e.tool, 0), coalesce(e.project, 0), coalesce(e.batch, 0),
+    coalesce(e.outcome, 0) != 0, e.duration_ms, coalesce(e.lines_added, 0), coalesce(e.lines_removed, 0)
+FROM event AS e JOIN session AS s ON s.id = e.session
+WHERE e.pos IN ({}) AND EXISTS (
+    SELECT 1 FROM record AS r WHERE r.type = 'session' AND r.id = s.app || '/' || s.session_id AND r.deleted = 1)
+"""
+_KEEP_BATCHES = """
+INSERT INTO folded_batch
+SELECT session, batch, type, count(*), sum(coalesce(outcome, 0) != 0), sum(coalesce(duration_ms, 0)),
+    sum(coalesce(lines_added, 0)), sum(coalesce(lines_removed, 0))
+FROM event WHERE pos IN ({}) AND batch IS NOT NULL AND session IS NOT NULL GROUP BY session, batch, type
+ON CONFLICT DO UPDATE SET n = n + excluded.n, failed = failed + excluded.failed,
+    duration_ms = duration_ms + excluded.duration_ms,
+    lines_added = lines_added + excluded.lines_added, lines_removed = lines_removed + excluded.lines_removed
+"""
+_DROP_EMPTY = (
+    "DELETE FROM rollup WHERE n = 0",
+    "DELETE FROM day_total WHERE n = 0",
+    "DELETE FROM hour_total WHERE n = 0",
+)
 
 
-def bucket_of(duration_ms: int | None) -> int:
-    """Return the histogram bucket of a duration; NO_DURATION for None."""
-    if duration_ms is None:
-        return NO_DURATION
-    if duration_ms < LINEAR_MS:
-        return duration_ms
-    shift = duration_ms.bit_length() - 4
-    return LINEAR_MS + (shift - 1) * 8 + (duration_ms >> shift) - 8
+def calendar(store: Store) -> Days:
+    """Return the calendar of the totals, inside the caller's transaction: the first writer's is noted and stays.
+
+    Somebody who moves keeps the days as they were; reports of another zone are counted from events.
+    """
+    noted = state.get_text(store, ZONE)
+    if not noted:
+        state.put(store, ZONE, store.days.name)
+    elif noted != store.days.name:
+        store.days = days_in(noted)
+    return store.days
 
 
-def bucket_bounds(bucket: int) -> tuple[int, int]:
-    """Return the (first, last) millisecond of a bucket >= 0."""
-    if bucket < LINEAR_MS:
-        return bucket, bucket
-    shift, part = divmod(bucket - LINEAR_MS, 8)
-    low = (part + 8) << (shift + 1)
-    return low, low + (1 << (shift + 1)) - 1
-
-
-def add(store: Store, totals: dict[Key, Totals], *, sign: int = 1) -> None:
+def add(store: Store, totals: dict[Key, Totals], hours: Hours, *, sign: int = 1) -> None:
     """Add (or with sign=-1 take away) totals inside the caller's transaction."""
-    rows = [(*key, *(sign * value for value in values)) for key, values in totals.items()]
-    store.db.executemany(UPSERT, rows)
+    db = store.db
+    db.executemany(UPSERT, [(*key, *(sign * value for value in values)) for key, values in totals.items()])
+    db.executemany(
+        _UPSERT_DAY, [(*key, *(sign * value for value in values)) for key, values in _by_day(totals).items()]
+    )
+    db.executemany(
+        _UPSERT_HOUR,
+        [
+            (*divmod(slot, 24), device, kind, batch, sign * n, sign * failed)
+            for (slot, device, kind, batch), (n, failed) in hours.items()
+        ],
+    )
     if sign < 0:
-        store.db.execute(_DROP_EMPTY)
+        for sql in _DROP_EMPTY:
+            db.execute(sql)
+
+
+def before_drop(store: Store, positions_sql: str, values: tuple[int, ...]) -> None:
+    """Keep of the events at these positions what their totals cannot tell, inside the transaction that drops them.
+
+    What deleted sessions' events count leaves the totals: a reader takes it back from the rows only while they are
+    there. What imported events added to their session is noted, for a retraction.
+    """
+    store.db.execute(_KEEP_BATCHES.format(positions_sql), values)
+    days = calendar(store)
+    totals: dict[Key, Totals] = {}
+    hours: Hours = {}
+    for at, device, kind, tool, project, batch, failed, duration, *lines in store.db.execute(
+        _OF_DELETED.format(positions_sql), values
+    ):
+        slot = days.slot(at)
+        total = totals.setdefault((slot // 24, device, kind, tool, project, batch, bucket_of(duration)), [0] * 5)
+        for index, value in enumerate((1, failed, duration or 0, *lines)):
+            total[index] += value
+        hour = hours.setdefault((slot, device, kind, batch), [0, 0])
+        hour[0] += 1
+        hour[1] += failed
+    if totals:
+        add(store, totals, hours, sign=-1)
+
+
+def _by_day(totals: dict[Key, Totals]) -> dict[tuple[int, int, int, int, int], Totals]:
+    found: dict[tuple[int, int, int, int, int], Totals] = {}
+    for (day, device, kind, _tool, _project, batch, bucket), values in totals.items():
+        key = (day, device, kind, batch, bucket)
+        known = found.get(key)
+        found[key] = list(values) if known is None else [a + b for a, b in zip(known, values, strict=True)]
+    return found

@@ -145,11 +145,12 @@ def _joined(
     groups: dict[str, list[Seen]] = {one: [] for one in record_ids}
     for one in seen:
         groups.setdefault(address(one.app, one.session_id), []).append(one)
-    found = [_session(record_id, parts, record_of(record_id)) for record_id, parts in groups.items()]
+    found = [combined(record_id, parts, record_of(record_id)) for record_id, parts in groups.items()]
     return sorted(found, key=lambda one: (-(one.started_at or 0), one.record_id))
 
 
-def _session(record_id: str, parts: list[Seen], record: Record | None) -> Session:
+def combined(record_id: str, parts: list[Seen], record: Record | None) -> Session:
+    """Return one session of what each device counted and what was written by hand."""
     # The order of the parts decides nothing but ties, and by the device's id: every device shows the same.
     parts = sorted(parts, key=lambda part: (part.get("last_at"), part.device_id))
     fields: Mapping[str, Any] = record.version.fields if record is not None else {}

@@ -1,0 +1,274 @@
+"""Sessions as reports read them: what each adds up to, in one pass over their counters.
+
+Nothing is read for each session by itself, so that tens of thousands are one short query. Deleted sessions are left
+out, and what a retracted import brought is taken back; calls that arrived added up are added to their session.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from metricsd.store.summary import ALL_DAYS, TOOL_USED, Address, Summary, Sums
+from metricsd.totals import SessionTotal
+
+_FIELDS = (
+    "started_at", "last_at", "end_at", "idle_at", "end_reason", "project", "branch", "model",
+    "prompts", "turns", "tool_calls", "tool_failures", "tool_ms", "lines_added", "lines_removed", "subagents", "events",
+)  # fmt: skip
+INFERRED = "inferred"
+"""counters.INFERRED, whose module costs an import of msgspec."""
+_ROWS = f"""
+SELECT c.session, s.app, s.session_id, d.device_id, {", ".join("c." + name for name in _FIELDS)}
+FROM session_counters AS c JOIN session AS s ON s.id = c.session JOIN device AS d ON d.id = c.device
+WHERE c.events > 0 AND max(c.last_at, coalesce(c.end_at, 0)) >= ? ORDER BY c.session
+"""
+_NOTED = "SELECT id, fields FROM record WHERE type = 'session' AND deleted = 0"
+_STARTS = """
+SELECT session, min(started_at) FROM session_counters WHERE events > 0 GROUP BY session
+HAVING min(started_at) >= ? AND min(started_at) < ?
+"""
+_ONLY_NOTED = """
+SELECT json_extract(r.fields, '$.started_at') FROM record AS r LEFT JOIN session AS s
+ON s.app = substr(r.id, 1, instr(r.id, '/') - 1) AND s.session_id = substr(r.id, instr(r.id, '/') + 1)
+WHERE r.type = 'session' AND r.deleted = 0 AND json_extract(r.fields, '$.started_at') >= ?
+AND json_extract(r.fields, '$.started_at') < ?
+AND NOT EXISTS (SELECT 1 FROM session_counters AS c WHERE c.session = s.id AND c.events > 0)
+"""
+_RETRACTED = """
+SELECT e.session, t.kind, count(*), sum(coalesce(e.outcome, 0) != 0), sum(coalesce(e.duration_ms, 0)),
+    sum(coalesce(e.lines_added, 0)), sum(coalesce(e.lines_removed, 0))
+FROM event AS e JOIN event_type AS t ON t.id = e.type
+WHERE e.batch IN ({0}) AND e.session IS NOT NULL GROUP BY e.session, t.kind
+UNION ALL
+SELECT f.session, t.kind, f.n, f.failed, f.duration_ms, f.lines_added, f.lines_removed
+FROM folded_batch AS f JOIN event_type AS t ON t.id = f.type WHERE f.batch IN ({0})
+"""
+_EVENTS = "SELECT sum(events) FROM session_counters WHERE session = ?"
+_HASHED = ("h:", "custom:")
+_FOREVER_US = 2**62
+
+_NAMES = ("session", "app", "session_id", "device_id", *_FIELDS)
+
+Values = dict[str, Any]
+Row = tuple[Any, ...]
+"""The values of _NAMES."""
+
+
+def starts(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> dict[int, int]:
+    """Return {local day: sessions that began on it}."""
+    if summary.db is None:
+        return {}
+    window = summary.window(days)
+    bounds = (-_FOREVER_US, _FOREVER_US) if window is None else window
+    hidden = summary.deleted | _wholly_retracted(summary)
+    began = [at for session, at in summary.db.execute(_STARTS, bounds) if session not in hidden]
+    began.extend(at for (at,) in summary.db.execute(_ONLY_NOTED, bounds))
+    found: dict[int, int] = {}
+    for at in began:
+        day = summary.days.of(at)
+        found[day] = found.get(day, 0) + 1
+    return found
+
+
+def read(summary: Summary, *, since_us: int = 0, address: Address | None = None) -> list[SessionTotal]:
+    """Return the sessions that were active since a time, the newest first.
+
+    With `address` a session whose id travels as a hash is one with its rows of other devices.
+    """
+    if summary.db is None:
+        return []
+    notes = {str(one): _object(fields) for one, fields in summary.db.execute(_NOTED)}
+    groups: dict[str, list[Row]] = {}
+    for rows in _rows(summary, since_us):
+        app, session_id = rows[0][1], rows[0][2]
+        record_id = address(app, session_id) if address is not None else f"{app}/{session_id}"
+        known = groups.get(record_id)
+        groups[record_id] = rows if known is None else known + rows
+    found = {
+        one: _only_one(rows[0]) if len(rows) == 1 and one not in notes else _combined(rows, notes.get(one, {}))
+        for one, rows in groups.items()
+    }
+    for one, fields in notes.items():
+        began = fields.get("started_at")
+        if one not in found and isinstance(began, int) and max(began, _int(fields.get("ended_at"))) >= since_us:
+            found[one] = _noted(one, fields)
+    _add_metrics(summary, found)
+    return sorted(found.values(), key=lambda one: (-one.started_at, one.app, one.id))
+
+
+def _rows(summary: Summary, since_us: int) -> Iterator[list[Row]]:
+    """Yield the rows of each session that counts, one for each device."""
+    if summary.db is None:
+        return
+    back = _retracted(summary)
+    for session, group in groupby(summary.db.execute(_ROWS, (since_us,)), key=itemgetter(0)):
+        rows = list(group)
+        if session in summary.deleted:
+            continue
+        if session in back:
+            rows = _without(rows, back[session])
+            if sum(row[-1] for row in rows) <= 0:
+                continue
+        yield rows
+
+
+def _without(rows: list[Row], kinds: Mapping[str, Sums]) -> list[Row]:
+    """Return the rows less what a retracted import brought. Who of several devices did does not matter to a sum."""
+    rows = sorted(rows, key=itemgetter(-1))
+    part = dict(zip(_NAMES, rows[-1], strict=True))
+    part["events"] -= sum(sums[0] for sums in kinds.values())
+    for kind, (n, failed, ms, added, removed) in kinds.items():
+        if kind == TOOL_USED:
+            taken = {
+                "tool_calls": n,
+                "tool_failures": failed,
+                "tool_ms": ms,
+                "lines_added": added,
+                "lines_removed": removed,
+            }
+            for name, value in taken.items():
+                part[name] = max(part[name] - value, 0)
+        elif kind in _COUNTED:
+            part[_COUNTED[kind]] = max(part[_COUNTED[kind]] - n, 0)
+    return [*rows[:-1], tuple(part.values())]
+
+
+_COUNTED = {"prompt_submitted": "prompts", "turn_ended": "turns", "subagent_ended": "subagents"}
+
+
+def _only_one(row: Row) -> SessionTotal:
+    """Return the session of one device's row. Nearly all are: a list of thousands is made here."""
+    (_, app, session_id, _, started, last, end, idle, reason, project, branch, model,
+     prompts, turns, calls, failures, ms, added, removed, agents, _) = row  # fmt: skip
+    if end is None or end < last:
+        end, reason = (last, INFERRED) if idle is not None and idle >= last else (None, None)
+    return SessionTotal(
+        session_id, app, project, branch, model, started, max(last, end or 0), end, reason,
+        calls, failures, ms, prompts, turns, agents, added, removed,
+    )  # fmt: skip
+
+
+def _combined(rows: list[Row], noted: Values) -> SessionTotal:
+    """Return one session of its devices' rows, by the rules of store/sessions.py (a test holds the two together)."""
+    parts = [dict(zip(_NAMES, row, strict=True)) for row in rows]
+    parts.sort(key=lambda part: (part["last_at"], part["device_id"]))
+    # A plain id is this machine's own; where it travels as a hash, the other devices have that.
+    own = next((part for part in reversed(parts) if not part["session_id"].startswith(_HASHED)), parts[-1])
+    ended_at, reason = _end(parts)
+    if ended_at is None:
+        ended_at, reason = noted.get("ended_at"), noted.get("end_reason")
+    return SessionTotal(
+        id=own["session_id"],
+        app=own["app"],
+        project=_latest(parts, "project") or noted.get("project"),
+        branch=_latest(parts, "branch") or noted.get("branch"),
+        model=_latest(parts, "model"),
+        started_at=min(part["started_at"] for part in parts) or _int(noted.get("started_at")),
+        last_at=max(max(part["last_at"], part["end_at"] or 0) for part in parts),
+        ended_at=ended_at,
+        end_reason=reason,
+        tool_calls=_sum(parts, "tool_calls"),
+        tool_failures=_sum(parts, "tool_failures"),
+        tool_ms=_sum(parts, "tool_ms"),
+        prompts=_sum(parts, "prompts"),
+        turns=_sum(parts, "turns"),
+        agents=_sum(parts, "subagents"),
+        lines_added=_sum(parts, "lines_added"),
+        lines_removed=_sum(parts, "lines_removed"),
+        **_by_hand(noted),
+    )
+
+
+def _noted(record_id: str, noted: Values) -> SessionTotal:
+    """Return a session that no event tells of."""
+    app, _, session_id = record_id.partition("/")
+    began = _int(noted.get("started_at"))
+    return SessionTotal(
+        id=session_id,
+        app=app,
+        project=noted.get("project"),
+        branch=noted.get("branch"),
+        model=None,
+        started_at=began,
+        last_at=max(began, _int(noted.get("ended_at"))),
+        ended_at=noted.get("ended_at"),
+        end_reason=noted.get("end_reason"),
+        **_by_hand(noted),
+    )
+
+
+def _by_hand(noted: Values) -> Values:
+    return {
+        "description": noted.get("description"),
+        "tags": tuple(noted.get("tags") or ()),
+        "score": noted.get("score"),
+        "focus_ms": noted.get("focus_time_ms"),
+        "interruptions": noted.get("interruptions_count"),
+    }
+
+
+def _end(parts: list[Values]) -> tuple[int | None, str | None]:
+    last_at = max(part["last_at"] for part in parts)
+    ends = [part for part in parts if part["end_at"] is not None]
+    if ends:
+        end = max(ends, key=lambda part: (part["end_at"], part["device_id"]))
+        if end["end_at"] >= last_at:
+            return end["end_at"], end["end_reason"]
+    if max(part["idle_at"] or -1 for part in parts) >= last_at:
+        return last_at, INFERRED
+    return None, None
+
+
+def _latest(parts: Iterable[Values], name: str) -> str | None:
+    return next((part[name] for part in reversed(list(parts)) if part[name] is not None), None)
+
+
+def _sum(parts: Iterable[Values], name: str) -> int:
+    return sum(part[name] for part in parts)
+
+
+def _add_metrics(summary: Summary, found: dict[str, SessionTotal]) -> None:
+    for metric in summary.metrics():
+        record_id = f"{metric.app}/{metric.session}"
+        one = found.get(record_id)
+        if one is not None:
+            found[record_id] = one._replace(
+                tool_calls=one.tool_calls + metric.n,
+                tool_failures=one.tool_failures + metric.failed,
+                tool_ms=one.tool_ms + (metric.duration_ms or 0),
+            )
+
+
+def _retracted(summary: Summary) -> dict[int, dict[str, Sums]]:
+    """Return {session: {kind: what retracted imports brought it}}."""
+    found: dict[int, dict[str, Sums]] = {}
+    if summary.retracted and summary.db is not None:
+        marks = ", ".join("?" * len(summary.retracted))
+        for session, kind, *sums in summary.db.execute(_RETRACTED.format(marks), summary.retracted * 2):
+            known = found.setdefault(session, {}).setdefault(kind, [0] * len(sums))
+            found[session][kind] = [a + b for a, b in zip(known, sums, strict=True)]
+    return found
+
+
+def _wholly_retracted(summary: Summary) -> frozenset[int]:
+    found = set()
+    for session, kinds in _retracted(summary).items():
+        if summary.db is None:
+            break
+        events = summary.db.execute(_EVENTS, (session,)).fetchone()[0] or 0
+        if sum(sums[0] for sums in kinds.values()) >= events:
+            found.add(session)
+    return frozenset(found)
+
+
+def _object(text: str) -> Values:
+    found = json.loads(text)
+    return found if isinstance(found, dict) else {}
+
+
+def _int(value: object) -> int:
+    return value if isinstance(value, int) else 0
