@@ -120,13 +120,19 @@ def confirmed(record: Record, item: Pending, rev: str) -> Record:
     """Return a record once the cloud has what was offered; one that was edited meanwhile stays dirty.
 
     The base is what the cloud then has: the offer on top of the old base. That is not quite the version offered: a
-    tombstone keeps the fields that were there, and so does a field that was cleared its stamp.
+    tombstone keeps the fields that were there, and so do the stamps of fields that say what they said. Ours follow,
+    or they would look edited for ever.
     """
-    version = item.version
+    base, version = item.version, record.version
     if record.base is not None and item.rev is not None and item.rev == record.rev:
         fields, stamps = record.base.fields | item.changed, record.base.stamps | item.stamps
-        version = Version(fields=fields, stamps=stamps, deleted=item.deleted, stamp=item.stamp)
-    return record._replace(base=version, rev=rev, dirty=0 if record.dirty == item.dirty else record.dirty, sent=())
+        base = Version(fields=fields, stamps=stamps, deleted=item.deleted, stamp=item.stamp)
+    if record.dirty == item.dirty:
+        return Record(base, base, rev, 0, record.conflict)
+    sent = {n for n, stamp in version.stamps.items() if stamp == item.version.stamps.get(n)}
+    agreed = {n: stamp for n, stamp in base.stamps.items() if n in sent and base.fields[n] == version.fields[n]}
+    version = msgspec.structs.replace(version, stamps=version.stamps | agreed)
+    return Record(version, base, rev, record.dirty, record.conflict)
 
 
 def is_own(record: Record, remote: Version, writer: str, device: str) -> bool:

@@ -172,6 +172,25 @@ def test_a_confirmed_base_is_what_the_cloud_holds(home: Store, clock: FakeClock)
     assert home.db.execute("SELECT count(*) FROM conflict_log").fetchone() == (0,)
 
 
+def test_what_was_edited_there_and_back_does_not_look_edited_once_it_is_agreed(home: Store, clock: FakeClock) -> None:
+    """Its later stamp was never sent: kept, each change of another would be a conflict, under local_wins for ever."""
+    change(home, clock, description="a", tags=["a"])
+    agree(home, "1-x")
+    agreed = held(home).version.stamps["tags"]
+    change(home, clock, tags=["a", "b"])
+    change(home, clock, description="b", tags=["a"])
+    item = offer(home)
+    change(home, clock, score=1)
+    with home.transaction():
+        records.applied(home, item, "2-x")
+    assert held(home).version.stamps["tags"] == agreed
+    agree(home, "3-x")
+    mine = held(home)
+    assert mine.version == mine.base and mine.version.stamps["tags"] == agreed
+    theirs = Version(fields=mine.version.fields | {"tags": ["c"]}, stamps=mine.version.stamps | {"tags": later(home)})
+    assert meet(home, theirs, "4-x", "other") is Met.ADOPTED
+
+
 def test_a_fork_keeps_the_history_that_it_is_in(home: Store, clock: FakeClock) -> None:
     """A new id is no lost history: a deletion older than when we last brought the record back is news, not our past."""
     change(home, clock, description="a")
