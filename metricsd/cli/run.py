@@ -27,6 +27,7 @@ from metricsd.errors import MetricsdError, UsageError
 from metricsd.filesystem import check_local
 from metricsd.identity import Credentials, find_credentials, load_identity, save_login
 from metricsd.instance import InstanceLock
+from metricsd.store.newer import refuse_newer
 
 if TYPE_CHECKING:
     from metricsd.cloud.serve import CloudServer
@@ -56,6 +57,7 @@ def run(with_cloud: bool, host: str, port: int) -> None:
     check_local(paths)
     # Never given back: the kernel drops it with the process, so `metricsd down` sees the end when it is one.
     InstanceLock.acquire(paths.lock, "daemon")
+    refuse_newer(paths.store, paths.backups)
     _start_log(paths, config)
     companion = EmbeddedCloud(paths, config, host, port) if with_cloud else None
     try:

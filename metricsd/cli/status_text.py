@@ -42,7 +42,7 @@ def render(found: Section, *, colour: bool, encoding: str, now: datetime | None 
     """Return the screen for a status."""
     at = now or datetime.now(UTC)
     lines = [
-        _daemon(found["daemon"]),
+        _daemon(found["daemon"], found["version"]),
         _spool(found),
         _store(found["store"]),
         _sync(found, at),
@@ -61,9 +61,14 @@ def render(found: Section, *, colour: bool, encoding: str, now: datetime | None 
     return "\n".join(rows)
 
 
-def _daemon(daemon: Section) -> Line:
+def _daemon(daemon: Section, version: str) -> Line:
     if daemon["running"]:
-        return Line(Mark.GOOD, "daemon", f"running for {_span(daemon['uptime_s'])} (pid {daemon['pid']})")
+        text = f"running for {_span(daemon['uptime_s'])} (pid {daemon['pid']})"
+        if daemon["version"] in (None, version):
+            return Line(Mark.GOOD, "daemon", text)
+        # An upgrade does not replace a process that runs.
+        text = f"{text}, version {daemon['version']}; this command is {version}"
+        return Line(Mark.LOOK, "daemon", text, "metricsd up")
     match daemon["state"]:
         case "starting":
             return Line(Mark.LOOK, "daemon", f"starting (pid {daemon['pid']})", "metricsd status")

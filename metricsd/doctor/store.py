@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from metricsd.doctor.finding import Facts, Finding, fail, not_used, ok, size_text, warn
 from metricsd.schema import STEPS_PER_MAJOR, load_steps, version_of
 from metricsd.store.backup import newest_backup
+from metricsd.store.newer import find_copy
 
 CHECK_TIMEOUT_S = 20.0
 BACKUP_DAYS_MAX = 7
@@ -71,7 +72,7 @@ def _schema(version: int, newest: int) -> Finding:
 
 def _too_new(facts: Facts, version: int, newest: int) -> Finding:
     says = f"written by a newer metricsd (schema {version}, this one knows up to {newest})"
-    copy = next(iter(sorted(facts.paths.backups.glob("before-schema-*.db"), reverse=True)), None)
+    copy = find_copy(facts.paths.backups, newest)
     other = f"; or go back to its copy {copy}, which lacks what came since" if copy is not None else ""
     return fail("schema", says, f"upgrade metricsd{other}")
 
