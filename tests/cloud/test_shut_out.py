@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from metricsd.cloud import tenants
 from tests.cloud.support import CloudUnderTest, Device, bearer, problem
 from tests.cloud.test_matrix import listening
+from tests.fakes import FakeClock
 
 DEADLINE_S = 10.0
 Shut = Callable[[CloudUnderTest, Device], Awaitable[object]]
@@ -60,7 +62,7 @@ WAYS: dict[str, tuple[Shut, tuple[int, str]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_it_counts_for_the_next_request_of_another_process_and_ends_its_stream(
-    cloud: CloudUnderTest, way: str
+    cloud_place: Path | str, clock: FakeClock, way: str
 ) -> None:
     """The very next request is refused; the stream ends with the next look at its token."""
     shut, expected = WAYS[way]
