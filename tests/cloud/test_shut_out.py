@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from metricsd.cloud import tenants
+from metricsd.config import Cloud
 from tests.cloud.support import CloudUnderTest, Device, bearer, problem
 from tests.cloud.test_matrix import listening
 from tests.fakes import FakeClock
@@ -66,13 +67,15 @@ async def test_it_counts_for_the_next_request_of_another_process_and_ends_its_st
 ) -> None:
     """The very next request is refused; the stream ends with the next look at its token."""
     shut, expected = WAYS[way]
-    device = await cloud.device()
-    async with cloud.another() as elsewhere, asyncio.timeout(DEADLINE_S), listening(cloud, device.token) as heard:
-        while b"event: open" not in b"".join(heard):
-            await asyncio.sleep(0.01)
-        assert (await device.hello())["last_seq"] == 0
-        await shut(elsewhere, device)
-        assert problem(await device.try_changes()) == expected
-        while b"event: end" not in b"".join(heard):
-            await asyncio.sleep(0.01)
-        assert b'"reason":"revoked"' in b"".join(heard)
+    settings = Cloud(stream_poll_s=0.05)
+    async with CloudUnderTest(cloud_place, settings, clock) as cloud, cloud.another() as elsewhere:
+        device = await cloud.device()
+        async with asyncio.timeout(DEADLINE_S), listening(cloud, device.token) as heard:
+            while b"event: open" not in b"".join(heard):
+                await asyncio.sleep(0.01)
+            assert (await device.hello())["last_seq"] == 0
+            await shut(elsewhere, device)
+            assert problem(await device.try_changes()) == expected
+            while b"event: end" not in b"".join(heard):
+                await asyncio.sleep(0.01)
+            assert b'"reason":"revoked"' in b"".join(heard)
