@@ -280,14 +280,10 @@ class Daemon:
     async def _tail_loop(self) -> None:
         """Take captures and shared files in, whenever the watcher wakes."""
         drift = self._drift_s()
-        parts = self._opened
         async for _ in Watcher(self._paths.spool, self._config.tail).wakes(self._stop):
             await self.take_all()
             self._look_at_policies()
-            parts.governor.look_at_login()
-            parts.syncing.notice_login()
-            parts.realtime.notice_login()
-            self._look_at_gate()
+            self._look_at_login()
             if abs(self._drift_s() - drift) > CLOCK_JUMP_S:
                 drift = self._drift_s()
                 self._on_wake()
@@ -320,6 +316,7 @@ class Daemon:
             before = self._keeper.trouble
             await self._writer.run(self._keeper.check)
             self._note_store()
+            self._look_at_login()
             if self._turned or (before is not None and self._keeper.trouble is None):
                 self._turned = False
                 await self.take_all()
@@ -366,6 +363,14 @@ class Daemon:
                 self._parts.direct.forget()
         self._look_at_gate()
         self._parts.prober.look_again()
+
+    def _look_at_login(self) -> None:
+        """Let everything follow a login, a logout or a renewed token."""
+        parts = self._opened
+        parts.governor.look_at_login()
+        parts.syncing.notice_login()
+        parts.realtime.notice_login()
+        self._look_at_gate()
 
     def _look_at_gate(self) -> None:
         """Sync at once when that is allowed again."""

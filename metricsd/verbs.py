@@ -131,9 +131,7 @@ class Verbs:
         if wanted == AUTO:
             self._parts.governor.release()
         elif wanted is not None:
-            if wanted not in Mode or not (until_us is None or (type(until_us) is int and until_us > 0)):
-                raise UsageError(f"no mode, or no time: {wanted!r}, {until_us!r}")
-            self._parts.governor.force(Mode(wanted), until_us)
+            self._parts.governor.force(_mode_of(wanted), _until_of(until_us))
         return self._told_mode()
 
     def _told_mode(self) -> dict[str, Any]:
@@ -148,3 +146,16 @@ class Verbs:
     async def _stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         self._host.stop()
         return {"pid": os.getpid()}
+
+
+def _mode_of(wanted: object) -> Mode:
+    try:
+        return Mode(str(wanted))
+    except ValueError as error:
+        raise UsageError(f"{wanted!r} is no mode: {', '.join(Mode)} or {AUTO}") from error
+
+
+def _until_of(until_us: object) -> int | None:
+    if until_us is None or (type(until_us) is int and until_us > 0):
+        return until_us
+    raise UsageError(f"{until_us!r} is no time")
