@@ -192,10 +192,10 @@ def parse_events(body: bytes, settings: Cloud, *, sequenced: bool) -> EventBatch
 
 def _checked_batch(body: bytes, settings: Cloud) -> EventBatch | None:
     """Return a batch in which nothing is wrong, decoded and checked in one go; None to look at each item."""
-    if len(body) > settings.item_bytes_max:
-        # Below that no item can be too large.
-        return None
     try:
+        # In a body below that no item can be too large.
+        if len(body) > settings.item_bytes_max and _longest(body) > settings.item_bytes_max:
+            return None
         push = _DECODE_CHECKED(body)
         items = [EventItem(event.seq, bytes.fromhex(event.id), event, None) for event in push.events]
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -204,6 +204,11 @@ def _checked_batch(body: bytes, settings: Cloud) -> EventBatch | None:
     if len(items) > settings.items_max or not all(len(item.key) == EVENT_ID_BYTES for item in items):
         return None
     return EventBatch(device_id=push.device_id, epoch=push.epoch, base_seq=push.base_seq, items=items)
+
+
+def _longest(body: bytes) -> int:
+    """Return the bytes of the longest item of a batch of events."""
+    return max((len(memoryview(raw)) for raw in _DECODE_ENVELOPE(body).events), default=0)
 
 
 def _mixed_batch(body: bytes, settings: Cloud, sequenced: bool) -> EventBatch:
