@@ -16,6 +16,8 @@ BENCHES = (
     "realtime",
     "resolve",
     "cloud",
+    "postgres",
+    "capacity",
     "idle",
     "rsyslog",
 )

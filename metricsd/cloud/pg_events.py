@@ -30,7 +30,7 @@ from metricsd.protocol import EventResult
 COPIED_FROM = 200
 """Batches of this many events go through COPY; below that, making the temporary table costs more than it saves."""
 _NEWEST = "SELECT epoch, last_seq, last_id FROM device_stream WHERE device = $1 ORDER BY epoch DESC LIMIT 1"
-_BEGIN = f"""
+BEGIN = f"""
 SELECT stream.epoch, stream.last_seq, stream.last_id, EXISTS (SELECT 1 FROM shut WHERE device = $2), {HEAD_COLUMNS}
 FROM head LEFT JOIN LATERAL ({_NEWEST}) AS stream ON true
 """  # noqa: S608 - constants
@@ -44,7 +44,7 @@ _BIND = """
 INSERT INTO binding (device, epoch, seq, id, reason)
 SELECT $1, $2, seq, id, reason FROM unnest($3::bigint[], $4::bytea[], $5::text[]) AS bound (seq, id, reason)
 """
-_ADVANCE = """
+ADVANCE = """
 INSERT INTO device_stream (device, epoch, start_seq, last_seq, last_id) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (device, epoch) DO UPDATE SET last_seq = excluded.last_seq, last_id = excluded.last_id
 """
@@ -64,7 +64,7 @@ async def push_events(session: Session, writer: Writer, batch: EventBatch) -> Ev
     rows = incoming_rows(batch.items, ids, sequenced=batch.sequenced)
     place = _Place(ids[writer.user], ids[batch.device_id], rows)
     async with _begun(session, rows) as db:
-        epoch, last_seq, last_id, shut, *head_row = await db.fetchrow(_BEGIN, place.device, batch.device_id)
+        epoch, last_seq, last_id, shut, *head_row = await db.fetchrow(BEGIN, place.device, batch.device_id)
         head = session.checked(head_row)
         session.look_back(head)
         if shut:
@@ -122,7 +122,7 @@ async def _push_stream(
     last = batch.items[-1] if len(old) < len(batch.items) else None
     if last is not None or stream.last_id is None:
         last_seq, last_id = (stream.last_seq, None) if last is None else (last.seq, last.key)
-        await db.execute(_ADVANCE, place.device, stream.epoch, stream.last_seq, last_seq, last_id)
+        await db.execute(ADVANCE, place.device, stream.epoch, stream.last_seq, last_seq, last_id)
     return EventOutcome(again + results, stream.last_seq if last is None else last.seq)
 
 
