@@ -89,13 +89,13 @@ def _converted(converter: Converter, direction: str, line: bytes | None) -> str:
     import msgspec
 
     if line is None:
-        raise LineRejected("bad_line", f"longer than {LINE_BYTES_MAX} bytes")
+        raise LineRejected("bad_record", f"longer than {LINE_BYTES_MAX} bytes")
     try:
         value = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise LineRejected("bad_line", f"not valid JSON: {error}") from error
+        raise LineRejected("bad_record", f"not valid JSON: {error}") from error
     found = converter.convert(direction, value)
     try:
         return msgspec.json.encode(found).decode()
     except (RecursionError, ValueError, UnicodeEncodeError, OverflowError) as error:
-        raise LineRejected("bad_line", f"the result cannot be written as JSON: {error}") from error
+        raise LineRejected("bad_record", f"the result cannot be written as JSON: {error}") from error
