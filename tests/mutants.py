@@ -253,6 +253,77 @@ MUTANTS = (
         "\n:\n",
         "tests/hooks/test_capture_faults.py::test_a_used_name_is_never_written_into",
     ),
+    Mutant(
+        "probe counted",
+        "metricsd/tail.py",
+        "            if spool.is_probe(line.app, line.event):\n",
+        "            if not line.app:\n",
+        "tests/cli/test_doctor.py::test_a_probe_that_was_left_behind_never_becomes_an_event",
+    ),
+    Mutant(
+        "ready before it answers",
+        "metricsd/daemon.py",
+        "        await parts.control.start()\n",
+        "        self._notifier.ready()\n        await asyncio.sleep(0.2)\n        await parts.control.start()\n",
+        "tests/daemon/test_notify.py::test_a_manager_hears_ready_status_heartbeats_and_the_end",
+    ),
+    Mutant(
+        "heartbeat beside the loop",
+        "metricsd/notify.py",
+        "        self.ready()\n        pause_s",
+        "        self.ready()\n        import threading, time\n        threading.Thread(target=lambda: [(self.beat(), time.sleep(0.1))"
+        " for _ in range(600)], daemon=True).start()\n        pause_s",
+        "tests/daemon/test_notify.py::test_a_daemon_that_hangs_stops_beating",
+    ),
+    Mutant(
+        "any Host answered",
+        "metricsd/loopback.py",
+        "len(hosts) != 1 or hosts[0] not in self._names",
+        "len(hosts) > 1",
+        "tests/daemon/test_local_metrics.py::test_only_this_machines_names_for_it_are_answered",
+    ),
+    Mutant(
+        "another home's hook removed",
+        "metricsd/cli/uninstall.py",
+        "if row.registration and str(row.registration.capture) in row.registration.commands]",
+        "if row.registration and row.registered]",
+        "tests/cli/test_uninstall.py::test_another_homes_registration_is_left_alone",
+    ),
+    Mutant(
+        "data removed unasked",
+        "metricsd/cli/uninstall.py",
+        "    return Choice(data=bool(data), cloud=bool(cloud))\n",
+        "    return Choice(data=data is not False, cloud=bool(cloud))\n",
+        "tests/cli/test_uninstall.py::test_without_a_terminal_and_flags_all_data_stays",
+    ),
+    Mutant(
+        "old daemon kept",
+        "metricsd/cli/updown.py",
+        "        if not _is_older(holder.version, __version__):\n",
+        "        if holder.version:\n",
+        "tests/e2e/test_upgrade.py::test_up_replaces_an_older_daemon",
+    ),
+    Mutant(
+        "newer store run without",
+        "metricsd/cli/run.py",
+        "    refuse_newer(paths.store, paths.backups)\n",
+        "",
+        "tests/e2e/test_upgrade.py::test_a_store_of_a_newer_version_is_refused_and_kept",
+    ),
+    Mutant(
+        "percent sign expanded",
+        "metricsd/service/unit.py",
+        """.replace('"', '\\\\"').replace("%", "%%")""",
+        """.replace('"', '\\\\"')""",
+        "tests/cli/test_service.py::test_systemd_accepts_the_unit",
+    ),
+    Mutant(
+        "network home accepted",
+        "metricsd/filesystem.py",
+        "    if kind in NETWORK:\n",
+        "    if kind == NETWORK:\n",
+        "tests/cli/test_doctor.py::test_a_network_file_system_is_refused_with_the_way_out",
+    ),
 )
 
 

@@ -129,7 +129,8 @@ def _remains(paths: Paths, choice: Choice, login: Credentials | None, *, dry_run
     """Return in words what is still there, and how to remove it."""
     lines = []
     data = [] if dry_run and choice.data else find_data(paths)
-    if data:
+    # Every command makes an empty spool, which is nothing that anybody recorded.
+    if any(path.is_file() or any(part.is_file() for part in path.rglob("*")) for path in data):
         lines.append(f"what was recorded, in {paths.state_dir}: `metricsd uninstall --delete-data` deletes it")
     capture = hook_program(paths)
     for path in find_rest(paths):

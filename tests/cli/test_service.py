@@ -39,7 +39,9 @@ def test_systemd_accepts_the_unit(tmp_path: Path, place: str) -> None:
         pytest.skip("NOT TESTED HERE: systemd-analyze is not installed")
     environ = {"HOME": str(tmp_path), "METRICSD_HOME": place}
     file = tmp_path / "metricsd.service"
-    file.write_text(systemd_text(make_plan(find_paths(environ), environ, with_cloud=True)))
+    text = systemd_text(make_plan(find_paths(environ), environ, with_cloud=True))
+    assert "%" not in text.replace("%%", ""), "systemd would expand it, without a word"
+    file.write_text(text)
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     done = subprocess.run(

@@ -21,7 +21,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
     if reason := why_not():
         pytest.skip(f"NOT TESTED HERE: {reason}")
     try:
-        with user_manager(tmp_path) as environ, opened(tmp_path / "a home", **environ) as made:
+        with user_manager(tmp_path) as environ, opened(tmp_path / 'a 100%h "home"', **environ) as made:
             yield made
             made.run("service", "uninstall")
     except AssertionError as error:
