@@ -18,6 +18,7 @@ from metricsd.cli.cloud_options import (
     database_option,
     json_option,
     open_backend,
+    open_postgres,
     print_done,
     print_rows,
     when,
@@ -35,13 +36,17 @@ def tenant() -> None:
 
 @tenant.command("create")
 @click.argument("name")
+@click.option("--server", metavar="URL", help="PostgreSQL: the server that holds its data, if not the directory's.")
 @database_option
 @json_option
-def tenant_create(name: str, database: str | None, as_json: bool) -> None:
+def tenant_create(name: str, server: str | None, database: str | None, as_json: bool) -> None:
     """Make a tenant."""
     from metricsd.cloud.tenants import create_tenant
 
-    made = with_backend(database, lambda backend: create_tenant(backend.directory, name, SystemClock(), actor=actor()))
+    made = with_backend(
+        database,
+        lambda backend: create_tenant(backend.directory, name, SystemClock(), actor=actor(), server=server),
+    )
     row = {"name": made.name, "id": made.id, "created_at": when(made.created_at)}
     print_done(
         row, as_json, f"tenant {made.name} made; next: metricsd cloud enrol --tenant {made.name} --user NAME"
@@ -61,6 +66,39 @@ def tenant_list(database: str | None, as_json: bool) -> None:
         for found in with_backend(database, lambda backend: backend.directory.list_tenants())
     ]  # fmt: skip
     print_rows(rows, as_json, "no tenants; make one with `metricsd cloud tenant create NAME`")
+
+
+@tenant.command("retain")
+@click.argument("name")
+@click.option("--days", type=click.IntRange(0, 36_500), required=True, help="0 keeps events for ever.")
+@database_option
+@json_option
+def tenant_retain(name: str, days: int, database: str | None, as_json: bool) -> None:
+    """Say for how many days a tenant's events are kept (PostgreSQL), and drop what is older."""
+    from metricsd.cloud.access import Act
+    from metricsd.cloud.pg_names import is_postgres
+    from metricsd.cloud.tenants import get_tenant
+
+    if database is None or not is_postgres(database):
+        raise UsageError("an embedded cloud keeps every event: give --database postgresql://...")
+    backend = open_postgres(database)
+
+    async def run() -> int:
+        try:
+            tenant = await get_tenant(backend.directory, name)
+            act = Act(
+                actor=actor(), action="tenant.retention_set", tenant=name, subject=tenant.id,
+                at=SystemClock().now_us(), detail={"days": str(days)},
+            )  # fmt: skip
+            return await backend.retain(tenant, days, act)
+        finally:
+            await backend.close()
+
+    dropped = asyncio.run(run())
+    print_done(
+        {"tenant": name, "retention_days": days, "dropped_events": dropped}, as_json,
+        f"events of {name} are kept for {days} days; {dropped} were dropped" if days else f"events of {name} are kept",
+    )  # fmt: skip
 
 
 @tenant.command("suspend")

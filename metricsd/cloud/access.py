@@ -38,6 +38,8 @@ class Tenant(Struct, frozen=True):
     suspended_at: int | None = None
     server: str | None = None
     """The URL of the PostgreSQL server that holds its schema; None: the one that holds the directory."""
+    retention_days: int = 0
+    """On PostgreSQL events older than this are dropped; 0: never."""
 
 
 class Token(Struct, frozen=True, kw_only=True):

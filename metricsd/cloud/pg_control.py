@@ -23,7 +23,9 @@ from metricsd.cloud.pg_pool import Db, Pool
 from metricsd.cloud.registry import AuditHead, AuditRow
 
 LOOKUP_BYTES = 8
-TENANT_COLUMNS = "tenant.id, tenant.name, tenant.key, tenant.created_at, tenant.suspended_at, tenant.server"
+TENANT_COLUMNS = (
+    "tenant.id, tenant.name, tenant.key, tenant.created_at, tenant.suspended_at, tenant.server, tenant.retention_days"
+)
 _PATH = f"SET LOCAL search_path = {CONTROL}, pg_temp"
 _AUDIT = "SELECT seq, at, actor, action, tenant, subject, detail, hash FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2"
 _DETAIL = msgspec.json.Decoder(dict[str, str])

@@ -144,6 +144,12 @@ class PgDirectory(PgEnrolment, PgPeople):
             await keep(db, act)
             return True
 
+    async def set_retention(self, tenant: Tenant, days: int, act: Act) -> None:
+        """Note for how many days a tenant's events are kept."""
+        async with self.owner() as db:
+            await db.execute("UPDATE tenant SET retention_days = $1 WHERE id = $2", days, tenant.id)
+            await keep(db, act)
+
     async def create_token(self, token: Token, act: Act) -> None:
         async with self.owner() as db:
             await insert_token(db, await account_id(db, token.tenant.id, token.user, token.created_at), token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from metricsd.clock import Clock
 from metricsd.cloud.backend import (
     Erased,
     EventBatch,
@@ -21,6 +22,7 @@ from metricsd.cloud.pg_events import find_bounds, find_newest, push_events
 from metricsd.cloud.pg_feed import read_page
 from metricsd.cloud.pg_policy import find_policy, find_policy_hash, put_policy
 from metricsd.cloud.pg_records import position, push_records
+from metricsd.cloud.pg_retention import Sweeper
 from metricsd.cloud.pg_session import Session
 from metricsd.cloud.positions import hello_reply
 from metricsd.protocol import ChangesReply, HaveReply, HaveRequest, HelloReply, HelloRequest, RecordResult
@@ -29,8 +31,11 @@ from metricsd.protocol import ChangesReply, HaveReply, HaveRequest, HelloReply, 
 class PgTenant:
     """`TenantStore` over one schema."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, sweeper: Sweeper, retention_days: int, clock: Clock) -> None:
         self.session = session
+        self._sweeper = sweeper
+        self._retention_days = retention_days
+        self._clock = clock
 
     async def hello(self, writer: Writer, request: HelloRequest, now: int) -> HelloReply:
         async with self.session.reading() as (db, _):
@@ -45,7 +50,9 @@ class PgTenant:
             return msgspec.structs.replace(reply, policy_hash=await find_policy_hash(db))
 
     async def push_events(self, writer: Writer, batch: EventBatch) -> EventOutcome:
-        return await push_events(self.session, writer, batch)
+        outcome = await push_events(self.session, writer, batch)
+        await self._sweeper.beside_push(self._retention_days, self._clock.now_us())
+        return outcome
 
     async def push_records(self, writer: Writer, batch: RecordBatch, now: int) -> list[RecordResult]:
         return await push_records(self.session, writer, batch, now)

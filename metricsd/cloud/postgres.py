@@ -23,6 +23,7 @@ from metricsd.cloud.pg_meter import PgMeter
 from metricsd.cloud.pg_names import checked_url
 from metricsd.cloud.pg_news import read_news
 from metricsd.cloud.pg_pool import Pool
+from metricsd.cloud.pg_retention import Sweeper, drop_all
 from metricsd.cloud.pg_session import Session
 from metricsd.cloud.pg_tenant import PgTenant
 from metricsd.config import Cloud
@@ -41,8 +42,9 @@ class PostgresBackend:
         self._settings = settings
         self._url = checked_url(url)
         self._pools: dict[str, Pool] = {}
-        self._sessions: OrderedDict[tuple[str, str | None], Session] = OrderedDict()
-        self.directory = PgDirectory(self.pool, clock or SystemClock())
+        self._clock = clock or SystemClock()
+        self._sessions: OrderedDict[tuple[str, str | None], tuple[Session, Sweeper]] = OrderedDict()
+        self.directory = PgDirectory(self.pool, self._clock)
         self.meter = PgMeter(self.directory, self._session)
 
     def pool(self, server: str | None) -> Pool:
@@ -78,6 +80,11 @@ class PostgresBackend:
             f"the URL's login {login!r} may do more than serving needs: requests run under {instance.ingest!r} and the"
             f" tenants' roles; give that role a password and use it in the URL"
         ]
+
+    async def retain(self, tenant: Tenant, days: int, act: Act) -> int:
+        """Keep a tenant's events for so many days from now on (0: for ever); return how many were dropped for it."""
+        await self.directory.set_retention(tenant, days, act)
+        return await drop_all(self._session(tenant), days, act.at) if days else 0
 
     async def upgrade_control(self) -> None:
         """Bring the control schema up to date; raise UsageError for who may not."""
@@ -115,14 +122,19 @@ class PostgresBackend:
 
     @asynccontextmanager
     async def _hold(self, tenant: Tenant) -> AsyncIterator[PgTenant]:
-        yield PgTenant(self._session(tenant))
+        session, sweeper = self._known(tenant)
+        yield PgTenant(session, sweeper, tenant.retention_days, self._clock)
 
     def _session(self, tenant: Tenant) -> Session:
+        return self._known(tenant)[0]
+
+    def _known(self, tenant: Tenant) -> tuple[Session, Sweeper]:
         key = (tenant.id, tenant.server)
-        session = self._sessions.get(key)
-        if session is None:
-            session = self._sessions[key] = Session(self.pool(tenant.server), tenant.id)
+        known = self._sessions.get(key)
+        if known is None:
+            session = Session(self.pool(tenant.server), tenant.id)
+            known = self._sessions[key] = (session, Sweeper(session))
             if len(self._sessions) > SESSIONS_MAX:
                 self._sessions.popitem(last=False)
         self._sessions.move_to_end(key)
-        return session
+        return known
