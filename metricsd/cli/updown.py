@@ -42,15 +42,17 @@ _OUTPUT_BYTES_MAX = 4096
     show_default=True,
     help="Seconds to wait.",
 )
-def up(with_cloud: bool, timeout_s: float) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors: for a shell's profile.")
+def up(with_cloud: bool, timeout_s: float, quiet: bool) -> None:
     """Start the daemon in the background and wait until it is ready.
 
     An installed service is started; a daemon of an older version is replaced.
     """
     paths = find_paths()
     load_config(paths)
-    for line in start_daemon(paths, with_cloud=with_cloud, timeout_s=timeout_s):
-        click.echo(line)
+    done = start_daemon(paths, with_cloud=with_cloud, timeout_s=timeout_s)
+    if not quiet:
+        click.echo("\n".join(done))
 
 
 def start_daemon(paths: Paths, *, with_cloud: bool = False, timeout_s: float = READY_TIMEOUT_S) -> list[str]:

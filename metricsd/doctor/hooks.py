@@ -123,6 +123,10 @@ def _round_trip(facts: Facts) -> Finding:
     """Send a probe from the spool through the daemon, and see it taken in."""
     if not facts.runs:
         return not_used("round trip", "the daemon does not run: captures wait in the spool", "metricsd up")
+    if not facts.status["store"]["healthy"]:
+        return warn(
+            "round trip", "captures wait in the spool while the store cannot be used", "see the line about the store"
+        )
     try:
         began = time.monotonic()
         probe = spool.append(spool.PROBE_EVENT, {}, app=spool.PROBE_APP, spool=facts.paths.spool)

@@ -31,9 +31,22 @@ def check_store(facts: Facts) -> list[Finding]:
             newest = load_steps(_STEPS)[-1].number
             if version // STEPS_PER_MAJOR > newest // STEPS_PER_MAJOR:
                 return [_too_new(facts, version, newest)]
-            return [_integrity(facts, db), _schema(version, newest), *_backups(facts), *_attention(facts)]
+            return [
+                *_trouble(facts),
+                _integrity(facts, db),
+                _schema(version, newest),
+                *_backups(facts),
+                *_attention(facts),
+            ]
     except sqlite3.Error as error:
         return [_damaged(facts, str(error))]
+
+
+def _trouble(facts: Facts) -> Iterator[Finding]:
+    """Say what the daemon cannot do with the store now, in its own words, which end with what helps."""
+    store = facts.status["store"]
+    if not store["healthy"]:
+        yield fail("store", str(store["reason"]), "what the line says; the daemon goes on by itself then")
 
 
 def _integrity(facts: Facts, db: sqlite3.Connection) -> Finding:

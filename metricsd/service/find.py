@@ -17,7 +17,7 @@ from metricsd.service.manager import Manager, Run, run_command
 from metricsd.service.systemd import Systemd
 
 _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
-_IN_PROFILE = "put `metricsd up` into your shell's profile: it does nothing when the daemon runs already"
+_IN_PROFILE = "put `metricsd up --quiet` into your shell's profile: it does nothing when the daemon runs already"
 
 
 class Absent(NamedTuple):

@@ -273,3 +273,28 @@ async def test_the_issuer_of_the_certificate_is_named(tmp_path: Path) -> None:
         async with CloudClient(server.url, "a-token", Sync()) as stranger:
             with pytest.raises(CloudUnreachable, match=r"not trusted.*sync\.ca_file"):
                 await stranger.certificate()
+
+
+def test_a_store_that_cannot_be_used_is_said_in_the_daemons_words(home: Home) -> None:
+    """The daemon knows why; the probe is not sent into a spool that nobody empties."""
+    home.env["METRICSD_STORE_CHECK_S"] = "0.05"
+    home.start_daemon()
+    # A folder in its place cannot be opened as a file by any user, root included.
+    home.paths.store.unlink()
+    home.paths.store.mkdir()
+    until(lambda: home.status()["store"]["healthy"] is False)
+    found = doctor(home)
+    assert level(found, "store") == "fail"
+    assert level(found, "round trip") == "warn"
+    assert not list((home.paths.spool / "new").glob(f"{spool.PROBE_EVENT}-*"))
+
+
+def test_up_can_be_quiet(home: Home) -> None:
+    """In a shell's profile it says nothing, the first time and every other; errors are still said."""
+    for _ in range(2):
+        done = home.run("up", "--quiet")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    home.ok("down")
+    home.paths.config_file.parent.mkdir(parents=True, exist_ok=True)
+    home.paths.config_file.write_text("[sync]\ninterval_s = 'often'\n")
+    assert "interval_s" in home.run("up", "--quiet").stderr
