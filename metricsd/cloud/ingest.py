@@ -180,7 +180,6 @@ def check_hello(said: HelloRequest) -> None:
 
 def parse_events(body: bytes, settings: Cloud, *, sequenced: bool) -> EventBatch:
     """Return a `PushEvents`, each item checked; raise 400 or 413 for what is wrong as a whole."""
-    check_shape(body, settings)
     batch = _checked_batch(body, settings) or _mixed_batch(body, settings, sequenced)
     if not 0 <= batch.epoch <= NUMBER_MAX or not 0 <= batch.base_seq <= NUMBER_MAX:
         raise refuse(400, "bad_request", "epoch and base_seq are numbers from 0 to 2^63-1")
@@ -191,10 +190,13 @@ def parse_events(body: bytes, settings: Cloud, *, sequenced: bool) -> EventBatch
 
 
 def _checked_batch(body: bytes, settings: Cloud) -> EventBatch | None:
-    """Return a batch in which nothing is wrong, decoded and checked in one go; None to look at each item."""
+    """Return a batch in which nothing is wrong and nothing unknown, checked while it is decoded; else None."""
+    large = len(body) > settings.item_bytes_max
+    if large:
+        # Below that no item can be too large, and no body hold too much.
+        check_shape(body, settings)
     try:
-        # In a body below that no item can be too large.
-        if len(body) > settings.item_bytes_max and _longest(body) > settings.item_bytes_max:
+        if large and _longest(body) > settings.item_bytes_max:
             return None
         push = _DECODE_CHECKED(body)
         items = [EventItem(event.seq, bytes.fromhex(event.id), event, None) for event in push.events]
@@ -213,6 +215,7 @@ def _longest(body: bytes) -> int:
 
 def _mixed_batch(body: bytes, settings: Cloud, sequenced: bool) -> EventBatch:
     """Return a batch with what is wrong with each of its items; raise 400 or 413 for what is wrong as a whole."""
+    check_shape(body, settings)
     envelope = _decoded(_DECODE_ENVELOPE, body)
     if len(envelope.events) > settings.items_max:
         raise too_large("items_max", settings.items_max)

@@ -60,6 +60,16 @@ def test_they_accept_the_same_events(
             assert msgspec.to_builtins(one.event) == msgspec.to_builtins(other.event)
 
 
+def test_fields_of_a_later_version_are_left_out_whichever_way() -> None:
+    """They go the long way, which is why their depth is looked at."""
+    batch = parse_events(
+        json.dumps({"device_id": "d", "epoch": 1, "base_seq": 0, "events": [event(1, later=[1])], "more": {}}).encode(),
+        LIMITS,
+        sequenced=True,
+    )
+    assert batch.items[0].event is not None and not hasattr(batch.items[0].event, "later")
+
+
 def test_a_limit_of_items_holds_on_the_fast_way() -> None:
     """One more than `items_max` is refused whichever way it goes."""
     body = {"device_id": "d", "epoch": 1, "base_seq": 0, "events": [event(seq) for seq in (1, 2, 3)]}

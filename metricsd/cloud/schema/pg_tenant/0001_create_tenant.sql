@@ -50,7 +50,7 @@ CREATE TABLE event (
     subject INTEGER,
     reason INTEGER,
     batch INTEGER,
-    id BYTEA NOT NULL UNIQUE,
+    id BYTEA PRIMARY KEY,               -- also what tells rows apart when a schema is moved to another node
     call BYTEA,
     extra TEXT                          -- JSON object
 );
