@@ -34,6 +34,15 @@ _TIMES = {
     "SYNC_BACKOFF_MAX_S": 300.0, "STORE_CHECK_S": 2.0, "CLOUD_HEARTBEAT_S": 15.0, "TAIL_RESCAN_S": 5.0,
 }  # fmt: skip
 DETECT_S, RECOVER_S = 20.0, 15.0
+BOUND = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+library = ctypes.CDLL(None)
+for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+    library.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-m", "metricsd", "run"])
+"""
+"""Runs the daemon without root's right to write what permissions forbid; a normal user never had it."""
 
 
 class Pace:
@@ -128,8 +137,21 @@ class Setup:
         self.device.ok("login", f"http://127.0.0.1:{self.gate.port}", "--token-stdin", stdin=self.cloud.token())
 
     def start(self) -> None:
-        """Start the daemon."""
-        self.daemon = self.device.start_daemon()
+        """Start the daemon and wait until it is ready. Even as root it is bound by permissions."""
+        self.daemon = process = self.device.start_python(BOUND)
+
+        def ready() -> bool:
+            assert process.poll() is None, process.communicate()
+            return bool(self.device.status()["daemon"]["running"])
+
+        until(ready)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End the daemon."""
+        assert self.daemon is not None
+        self.daemon.send_signal(how)
+        self.daemon.wait(20)
+        self.daemon = None
 
     def capture(self, count: int = 5) -> list[int]:
         """Fire the real hook; failures, so that they are sent within a second."""
