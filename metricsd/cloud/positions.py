@@ -42,7 +42,11 @@ def continued(newest: Stream | None, batch: EventBatch) -> Stream:
 
 
 def replayed(
-    old: Sequence[EventItem], stream: Stream, bounds: Mapping[int, Bound], owners: Mapping[bytes, str], device: str
+    old: Sequence[EventItem],
+    stream: Stream,
+    bounds: Mapping[int, Bound | None],
+    owners: Mapping[bytes, str],
+    device: str,
 ) -> list[EventResult]:
     """Return what the first push of these positions was told, with `stored` turned into `duplicate`.
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import sqlite3
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from metricsd.cloud.backend import EventBatch, EventItem, EventOutcome, Writer
-from metricsd.cloud.problems import refuse
+from metricsd.cloud.positions import Bound, Stream, continued, hello_reply, replayed
 from metricsd.cloud.sqlite_file import TermIds, Terms
 from metricsd.cloud.sqlite_group import Transaction
-from metricsd.cloud.wiretext import event_id_text
 from metricsd.protocol import EventResult, HelloReply, HelloRequest, WireEvent
 
 IDS_PER_QUERY = 500
@@ -40,21 +39,6 @@ EVENT_COLUMNS = (
 )
 
 
-class Stream(NamedTuple):
-    """Where a stream stands: settled up to `last_seq`, whose item had the id `last_id`."""
-
-    epoch: int
-    last_seq: int
-    last_id: bytes | None
-
-
-class Bound(NamedTuple):
-    """What a settled position holds; `reason` when it was rejected."""
-
-    key: bytes
-    reason: str | None
-
-
 def push_events(transaction: Transaction, writer: Writer, batch: EventBatch) -> EventOutcome:
     """Store what is new of a batch; raise 409 `gap` or `stream_fork` before anything is written."""
     device = transaction.terms.id_of(batch.device_id)
@@ -62,32 +46,23 @@ def push_events(transaction: Transaction, writer: Writer, batch: EventBatch) -> 
         results = _store(transaction, writer, device, None, batch.items)
         stream = newest_stream(transaction.db, device)
         return EventOutcome(results, 0 if stream is None else stream.last_seq)
-    stream = _stream_of(transaction.db, device, batch)
+    stream = continued(newest_stream(transaction.db, device), batch)
     old = [item for item in batch.items if item.seq <= stream.last_seq]
     new = batch.items[len(old) :]
-    replayed = _replay(transaction, device, stream, old)
+    again = _replay(transaction, batch, device, stream, old)
     stored = _store(transaction, writer, device, stream.epoch, new)
     last = new[-1] if new else None
     if last is not None or stream.last_id is None:
         _advance(transaction.db, device, stream, last)
-    return EventOutcome(replayed + stored, stream.last_seq if last is None else last.seq)
+    return EventOutcome(again + stored, stream.last_seq if last is None else last.seq)
 
 
 def find_hello(db: sqlite3.Connection, terms: Terms, request: HelloRequest, cursor_ok: bool, now: int) -> HelloReply:
     """Return what is held of the device's newest stream. For an epoch not seen before, that is nothing."""
     device = terms.find(request.device_id)
-    stream = None if device is None else newest_stream(db, device)
-    if device is None or stream is None or stream.epoch < request.epoch:
-        return HelloReply(server_time=now, epoch=request.epoch, last_seq=0, cursor_ok=cursor_ok)
-    bound = find_bound(db, device, request.epoch, request.acked_seq)
-    return HelloReply(
-        server_time=now,
-        epoch=stream.epoch,
-        last_seq=stream.last_seq,
-        last_id="" if stream.last_id is None else event_id_text(stream.last_id, request.acked_id),
-        id_at_acked=None if bound is None else event_id_text(bound.key, request.acked_id),
-        cursor_ok=cursor_ok,
-    )
+    newest = None if device is None else newest_stream(db, device)
+    bound = None if device is None else find_bound(db, device, request.epoch, request.acked_seq)
+    return hello_reply(request, newest, None if bound is None else bound.key, cursor_ok=cursor_ok, now=now)
 
 
 def newest_stream(db: sqlite3.Connection, device: int) -> Stream | None:
@@ -139,36 +114,13 @@ def wire_event(row: Any, terms: Terms) -> WireEvent:
     )
 
 
-def _stream_of(db: sqlite3.Connection, device: int, batch: EventBatch) -> Stream:
-    """Return the stream that the batch continues; a new epoch starts at the batch's base."""
-    stream = newest_stream(db, device)
-    if stream is None or batch.epoch > stream.epoch:
-        return Stream(batch.epoch, batch.base_seq, None)
-    if batch.epoch < stream.epoch:
-        raise refuse(409, "stream_fork", f"this device already writes epoch {stream.epoch}", last_seq=stream.last_seq)
-    if batch.base_seq > stream.last_seq:
-        raise refuse(409, "gap", f"positions after last_seq={stream.last_seq} are missing", last_seq=stream.last_seq)
-    return stream
-
-
-def _replay(transaction: Transaction, device: int, stream: Stream, old: list[EventItem]) -> list[EventResult]:
-    """Return what the first push of these positions was told, with `stored` turned into `duplicate`.
-
-    Raise 409 `stream_fork` when one is settled with another id than the one offered now, or was passed over.
-    """
-    owners = _owners(transaction.db, [item.key for item in old])
-    results = []
-    for item in old:
-        bound = find_bound(transaction.db, device, stream.epoch, item.seq)
-        if bound is None or bound.key != item.key:
-            raise refuse(
-                409, "stream_fork", f"position {item.seq} is settled with another event", last_seq=stream.last_seq
-            )
-        if bound.reason is not None:
-            results.append(EventResult(status="rejected", reason=bound.reason))
-        else:
-            results.append(_duplicate(transaction.terms, owners.get(item.key, device), device))
-    return results
+def _replay(
+    transaction: Transaction, batch: EventBatch, device: int, stream: Stream, old: list[EventItem]
+) -> list[EventResult]:
+    db, text_of = transaction.db, transaction.terms.text_of
+    owners = {key: text_of(owner) for key, owner in _owners(db, [item.key for item in old]).items()}
+    bounds = {item.seq: find_bound(db, device, stream.epoch, item.seq) for item in old}
+    return replayed(old, stream, bounds, owners, batch.device_id)
 
 
 def _store(
