@@ -240,6 +240,27 @@ MUTANTS = (
         "tests/cloud/test_events.py::test_change_numbers_have_no_holes",
     ),
     Mutant(
+        "tokens are remembered whatever is committed",
+        "metricsd/cloud/sqlite_cache.py",
+        "        if version != self._version or",
+        "        if self._version == -1 or",
+        "tests/cloud/test_security.py::test_v7_4_1_a_revoked_or_expired_token_opens_nothing",
+    ),
+    Mutant(
+        "a process takes its part of a minute beyond the limit",
+        "metricsd/cloud/rate.py",
+        "max(0, min(wanted.requests, limit.requests - before.requests)),",
+        "wanted.requests,",
+        "tests/cloud/test_rates.py::test_processes_share_the_minute",
+    ),
+    Mutant(
+        "values are counted after decoding",
+        "metricsd/cloud/ingest.py",
+        "        check_shape(body, settings)\n    try:",
+        "        pass\n    try:",
+        "tests/cloud/test_shape.py::test_a_body_of_nothing_but_values_neither_fills_the_memory_nor_takes_long",
+    ),
+    Mutant(
         "tokens are compared on a prefix",
         "metricsd/cloud/sqlite_directory.py",
         "hmac.compare_digest(row[1], digest)",

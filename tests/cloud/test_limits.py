@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
 import zlib
 from collections.abc import AsyncIterator
 from functools import cache
@@ -16,9 +17,10 @@ import pytest
 import zstandard
 
 from metricsd.cloud import cloudlet as cloudlet_module
-from metricsd.cloud import ingest
+from metricsd.cloud import ingest, sqlite_group
 from metricsd.cloud.budget import Budget
 from metricsd.cloud.problems import Refused
+from metricsd.cloud.sqlite_tenant import SqliteTenant
 from metricsd.config import Cloud
 from tests.cloud.memory import PeakMemory
 from tests.cloud.support import CloudUnderTest, Device, Json, bearer, event, events, ok, problem, statuses
@@ -279,3 +281,37 @@ async def test_nothing_stays_in_the_budget(small: CloudUnderTest) -> None:
     assert "metricsd_cloud_in_flight_bytes 0\n" in text
     assert 'items_total{kind="events",outcome="stored"} 3' in text
     assert "acme" not in text and device.id not in text
+
+
+async def test_a_queue_of_two_seconds_work_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large batches that wait for one tenant are bounded by their items: who is let in is answered soon."""
+    monkeypatch.setattr(sqlite_group, "QUEUE_ITEMS_MAX", 100)
+    async with CloudUnderTest(tmp_path / "cloud") as cloud:
+        devices = [await cloud.device() for _ in range(6)]
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold(_: object) -> None:
+            held.set()
+            assert go_on.wait(20)
+
+        [tenant] = await cloud.backend.directory.list_tenants()
+        async with cloud.backend.tenant(tenant) as store:
+            assert isinstance(store, SqliteTenant)
+            holding = asyncio.create_task(store.writer.write(hold, items=1))
+            assert await asyncio.to_thread(held.wait, 20)
+            pushes = [asyncio.create_task(device.try_push(events(40))) for device in devices]
+            refused = [reply async for reply in _answered(pushes, 4)]
+            go_on.set()
+            await holding
+        assert {problem(reply) for reply in refused} == {(503, "busy")}
+        assert all(reply.headers["retry-after"] == "1" for reply in refused)
+        replies = await asyncio.gather(*pushes)
+        assert sorted(reply.status_code for reply in replies) == [200, 200, 503, 503, 503, 503]
+
+
+async def _answered(tasks: list[asyncio.Task[httpx.Response]], count: int) -> AsyncIterator[httpx.Response]:
+    """Yield the answers that come first."""
+    for number, done in enumerate(asyncio.as_completed(tasks, timeout=20), 1):
+        yield await done
+        if number == count:
+            return

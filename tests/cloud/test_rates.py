@@ -107,6 +107,31 @@ async def test_a_flood_is_not_a_flood_of_writes(clock: FakeClock) -> None:
     assert meter.writes <= PARTS + 1
 
 
+async def test_both_databases_add_up(cloud: CloudUnderTest) -> None:
+    """Each tenant and minute for itself, in one step each, over processes; old minutes are forgotten."""
+    await cloud.tenant()
+    meter = cloud.backend.meter
+    assert await meter.spend(ACME, 101, Amount(3, 30)) == (0, 0)
+    async with cloud.another() as other:
+        assert await other.backend.meter.spend(ACME, 101, Amount(1, 10)) == (3, 30)
+        assert await other.backend.meter.spend(OTHER, 101, Amount(1, 10)) == (0, 0)
+        assert await meter.spend(ACME, 102, Amount(1, 1)) == (0, 0)
+        both = [one.spend(ACME, 103, Amount(1, 2)) for one in (meter, other.backend.meter) for _ in range(10)]
+        seen = await asyncio.gather(*both)
+        assert sorted(seen) == [(number, 2 * number) for number in range(20)]
+
+
+async def test_a_tenants_size_grows_with_what_it_stores(cloud: CloudUnderTest) -> None:
+    """And another's does not."""
+    device, other = await cloud.device(), await cloud.device(tenant="other")
+    await other.push(events(1))
+    tenants = {tenant.name: tenant for tenant in await cloud.backend.directory.list_tenants()}
+    sizes = {name: await cloud.backend.meter.stored_bytes(tenant) for name, tenant in tenants.items()}
+    await device.push(events(3000, call="c" * 180))
+    assert await cloud.backend.meter.stored_bytes(tenants["acme"]) > sizes["acme"] + 500_000
+    assert await cloud.backend.meter.stored_bytes(tenants["other"]) == sizes["other"]
+
+
 async def test_without_limits_nothing_is_written(clock: FakeClock) -> None:
     """0 means no limit."""
     meter = CountingMeter()
