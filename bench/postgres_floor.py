@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from metricsd.cloud.pg_events import ADVANCE, BEGIN, COPIED_FROM
 from metricsd.cloud.pg_rows import CREATE_INCOMING, INCOMING_COLUMNS, INSERT_ARRAYS, INSERT_COPIED
-from metricsd.cloud.pg_session import LOCK, MOVE, NOTE
+from metricsd.cloud.pg_session import LOCK, MOVE
 from metricsd.protocol import EventResult, PushEvents, PushEventsReply
 
 CONNECTIONS = 16
@@ -70,8 +70,7 @@ class Floor:
             await db.execute(INSERT_ARRAYS, *values, *zip(*rows, strict=True))
         else:
             await db.execute(INSERT_COPIED, *values)
-        await db.execute(MOVE, change + len(rows))
-        await db.execute(NOTE, change + 1, change + len(rows), secrets.randbits(63))
+        await db.execute(MOVE, change + 1, change + len(rows), secrets.randbits(63))
         last = push.events[-1]
         await db.execute(ADVANCE, device, push.epoch, push.base_seq, last.seq, bytes.fromhex(last.id))
         await db.execute("COMMIT")

@@ -23,8 +23,7 @@ from metricsd.cloud.pg_rows import (
     texts_of,
 )
 from metricsd.cloud.pg_session import HEAD_COLUMNS, LOCK, Head, Session, move_head, new_nonce
-from metricsd.cloud.positions import Bound, Stream, continued, duplicate, replayed
-from metricsd.cloud.problems import refuse
+from metricsd.cloud.positions import Bound, Stream, continued, device_erased, duplicate, replayed
 from metricsd.protocol import EventResult
 
 COPIED_FROM = 200
@@ -74,11 +73,6 @@ async def push_events(session: Session, writer: Writer, batch: EventBatch) -> Ev
             results = await _store(session, db, head, place, batch, None, 0)
             return EventOutcome(results, 0 if newest is None else newest.last_seq)
         return await _push_stream(session, db, head, place, batch, continued(newest, batch))
-
-
-def device_erased() -> Exception:
-    """Return the refusal of a write by a device whose data was taken back."""
-    return refuse(403, "device_erased", "this device's data was taken back: enrol again")
 
 
 async def find_newest(db: Db, device: int) -> Stream | None:

@@ -28,9 +28,9 @@ from metricsd.cloud.comparing import (
     is_foreign,
     merged,
 )
-from metricsd.cloud.pg_events import device_erased
 from metricsd.cloud.pg_pool import Db
 from metricsd.cloud.pg_session import Head, Session, move_head, new_nonce
+from metricsd.cloud.positions import device_erased
 from metricsd.cloud.wiretext import parse_revision, revision_text
 from metricsd.protocol import RecordChange, RecordResult, RecordState
 

@@ -22,8 +22,9 @@ from metricsd.schema import STEPS_PER_MAJOR
 LOCK = "SELECT 1 FROM head FOR UPDATE"
 HEAD_COLUMNS = "head.change, head.step, head.horizon, current_user::text"
 _HEAD = f"SELECT {HEAD_COLUMNS} FROM head"  # noqa: S608 - constants
-MOVE = "UPDATE head SET change = $1"
-NOTE = "INSERT INTO change_log (first, last, nonce) VALUES ($1, $2, $3)"
+MOVE = """
+WITH moved AS (UPDATE head SET change = $2) INSERT INTO change_log (first, last, nonce) VALUES ($1, $2, $3)
+"""
 _READ = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -93,5 +94,4 @@ def new_nonce() -> int:
 async def move_head(db: Db, head: Head, change: int, nonce: int) -> None:
     """Note that this transaction made the changes up to `change`."""
     if change > head.change:
-        await db.execute(MOVE, change)
-        await db.execute(NOTE, head.change + 1, change, nonce)
+        await db.execute(MOVE, head.change + 1, change, nonce)

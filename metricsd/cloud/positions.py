@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from metricsd.cloud.backend import EventBatch, EventItem
-from metricsd.cloud.problems import refuse
+from metricsd.cloud.problems import Refused, refuse
 from metricsd.cloud.wiretext import event_id_text
 from metricsd.protocol import EventResult, HelloReply, HelloRequest
 
@@ -69,6 +69,11 @@ def replayed(
 def duplicate(owner: str, device: str) -> EventResult:
     """Return the result for an event that is here already; it names the device whose event it is, if another's."""
     return EventResult(status="duplicate", device=None if owner == device else owner)
+
+
+def device_erased() -> Refused:
+    """Return the refusal of a write by a device whose data was taken back."""
+    return refuse(403, "device_erased", "this device's data was taken back: log in again to make it a new device")
 
 
 def hello_reply(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from metricsd.cloud.comparing import deletion_stamp, is_own
+from metricsd.cloud.positions import device_erased
 from metricsd.cloud.problems import refuse
 from metricsd.cloud.sqlite_group import Transaction
 from metricsd.cloud.sqlite_records import RECORD_COLUMNS, record_state
@@ -56,7 +57,7 @@ def check_not_shut(transaction: Transaction, device_id: str) -> None:
         return
     if row[0] == EVERYONE:
         raise refuse(403, "tenant_suspended", "this tenant is being removed")
-    raise refuse(403, "device_erased", "this device's data was taken back: log in again to make it a new device")
+    raise device_erased()
 
 
 def shut_out(transaction: Transaction, user: str, device_id: str, now: int) -> Subject:
