@@ -31,7 +31,7 @@ _STEP_S = 0.002
 def check_hooks(facts: Facts) -> list[Finding]:
     """Return how the hook stands at each place, and whether its program and the way behind it work."""
     rows = report.rows(facts.paths, facts.places, facts.environ)
-    registered = [row for row in rows if row.registered]
+    registered = [row for row in rows if _is_ours(row)]
     found = [finding for row in rows for finding in _row(facts, row)]
     notices = dict.fromkeys(notice for row in rows for notice in row.notices)
     found += [warn("hooks", notice.says, _fix_in(notice.says)) for notice in notices]
@@ -42,7 +42,14 @@ def check_hooks(facts: Facts) -> list[Finding]:
 
 def is_registered(facts: Facts) -> bool:
     """Return whether any tool is set up to run our hook here."""
-    return any(row.registered for row in report.rows(facts.paths, facts.places, facts.environ))
+    return any(_is_ours(row) for row in report.rows(facts.paths, facts.places, facts.environ))
+
+
+def _is_ours(row: Row) -> bool:
+    """Return whether a registration runs this home's program; a plugin runs its own, for whoever it finds."""
+    if row.registration is None:
+        return row.registered
+    return row.registered and str(row.registration.capture) in row.registration.commands
 
 
 def _row(facts: Facts, row: Row) -> list[Finding]:
@@ -55,6 +62,12 @@ def _row(facts: Facts, row: Row) -> list[Finding]:
         return [ok("hooks", f"registered {where}")]
     if row.registration is None:
         return [fail("hooks", f"the plugin differs from this metricsd's {where}", "metricsd hooks export-plugin DIR")]
+    if not _is_ours(row):
+        # Never repaired by itself: a look from a trial home must not take the hook away from the real one.
+        says = f"{row.settings} ({row.level}) runs {row.registration.commands[0]}, which records for another home"
+        return [
+            warn("hooks", says, "metricsd hooks install, if it is to record here; or set METRICSD_HOME to that home")
+        ]
     level = f"--level {row.level}" if row.level != report.FILE_LEVEL else f"--settings {row.settings}"
     target = installer.find_target(facts.paths, row.registration.settings)
     wrong = _differences(row.registration)

@@ -83,7 +83,9 @@ def test_a_whole_installation_is_well_and_the_probe_leaves_no_trace(home: Home, 
         log_in(home, server)
         home.start_daemon()
         home.capture("PostToolUse", tool_use(1))
-        until(lambda: home.status()["sync"]["pending_events"] == 0 and home.events() == 1)
+        until(lambda: home.events() == 1)
+        home.ok("sync", "--now")
+        assert home.status()["sync"]["pending_events"] == 0
         before = home.status()
         for _ in range(3):
             found = doctor(home)
@@ -298,3 +300,15 @@ def test_up_can_be_quiet(home: Home) -> None:
     home.paths.config_file.parent.mkdir(parents=True, exist_ok=True)
     home.paths.config_file.write_text("[sync]\ninterval_s = 'often'\n")
     assert "interval_s" in home.run("up", "--quiet").stderr
+
+
+def test_a_look_from_another_home_changes_no_registration(home: Home, tmp_path: Path) -> None:
+    """--fix in a trial must not take the hook away from the real installation; it is said and left alone."""
+    home.ok("hooks", "install")
+    settings = Path(home.env["HOME"]) / ".claude" / "settings.json"
+    before = settings.read_bytes()
+    with opened(tmp_path / "trial", HOME=home.env["HOME"], XDG_RUNTIME_DIR=str(tmp_path / "none")) as trial:
+        found = doctor(trial, "--fix")
+        assert level(found, "hooks") == "warn" and "another home" in " ".join(row["says"] for row in found["hooks"])
+        assert level(found, "daemon") == "not_used"
+    assert settings.read_bytes() == before
