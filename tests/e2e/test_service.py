@@ -113,3 +113,28 @@ def test_a_wrong_setting_is_said_and_not_tried_again(home: Home) -> None:
     done = home.run("up")
     assert done.returncode == 2 and "interval_s" in done.stderr
     assert standing(home)["running"] is False
+
+
+def test_the_doctor_knows_the_service_and_renews_its_unit(home: Home) -> None:
+    """A unit of an older version is found and written anew, with its choice of serving a cloud; the daemon is restarted."""
+
+    def told() -> dict[str, Any]:
+        rows = json.loads(home.run("doctor", "--json").stdout)
+        found: dict[str, Any] = next(row for row in rows if row["check"] == "service")
+        return found
+
+    assert told()["level"] == "not_used"
+    home.ok("service", "install", "--with-cloud")
+    assert told()["level"] == "ok"
+    before = standing(home)
+    file = Path(before["file"])
+    file.write_text(file.read_text().replace("WatchdogSec=60", "WatchdogSec=600"))
+    assert told()["level"] == "warn" and home.run("service", "status").returncode == 3
+    home.run("doctor", "--fix")
+    assert told()["level"] == "ok"
+    after = standing(home)
+    assert after["pid"] != before["pid"] and "--with-cloud" in file.read_text()
+    home.ok("down")
+    assert told()["level"] == "fail"
+    home.run("doctor", "--fix")
+    assert told()["level"] == "ok"
