@@ -1,0 +1,100 @@
+"""`metricsd cloud` with a PostgreSQL URL: what it says when something is missing, and that nothing else needs the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cloud.processes import ROOT
+
+WITHOUT_DRIVER = "import sys; sys.modules['asyncpg'] = None; from metricsd.__main__ import main; sys.exit(main())"
+
+
+def cli(home: Path, *arguments: str, program: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, or a program with its arguments."""
+    how = ["-c", program] if program else ["-m", "metricsd"]
+    return subprocess.run(
+        [sys.executable, *how, *arguments],
+        env={**os.environ, "METRICSD_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_without_the_driver_everything_but_postgresql_works(tmp_path: Path) -> None:
+    """And a PostgreSQL URL says what to install."""
+    made = cli(tmp_path, "cloud", "tenant", "create", "acme", program=WITHOUT_DRIVER)
+    assert made.returncode == 0, made.stderr
+    refused = cli(tmp_path, "cloud", "tenant", "list", "--database", "postgresql://h/d", program=WITHOUT_DRIVER)
+    assert refused.returncode == 2 and "pip install 'metricsd[postgres]'" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://nobody_there@{place}", "nobody_there"),
+        ("postgresql://postgres@{server}/no_such_database", "no_such_database"),
+        ("postgresql://postgres@127.0.0.1:1/x", "does not answer"),
+        ("postgresql:x", "USER@HOST:PORT/DATABASE"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_clear_line(
+    tmp_path: Path, postgres_url: str, url: str, said: str
+) -> None:
+    """Exit 2, without a traceback, for reading and for making."""
+    place = postgres_url.partition("@")[2]
+    target = url.format(place=place, server=place.partition("/")[0])
+    for command in (("tenant", "list"), ("tenant", "create", "acme"), ("stats",), ("migrate-schema",)):
+        done = cli(tmp_path, "cloud", *command, "--database", target)
+        assert done.returncode == 2, (command, done.stderr)
+        assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_commands_of_a_team_work_from_end_to_end(tmp_path: Path, postgres_url: str) -> None:
+    """Tenant, people, codes, tokens, figures and audit log on an empty database."""
+
+    def ok(*arguments: str) -> str:
+        done = cli(tmp_path, "cloud", *arguments, "--database", postgres_url)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        return done.stdout
+
+    assert json.loads(ok("tenant", "list", "--json")) == []
+    ok("tenant", "create", "acme")
+    ok("user", "add", "ann", "--tenant", "acme")
+    ok("enrol", "--tenant", "acme", "--user", "ann")
+    ok("token", "create", "--tenant", "acme", "--user", "bob", "--scope", "read")
+    [token] = json.loads(ok("token", "list", "--json"))
+    ok("token", "revoke", token["id"])
+    ok("tenant", "retain", "acme", "--days", "30")
+    ok("tenant", "suspend", "acme")
+    [row] = json.loads(ok("stats", "--json"))
+    assert (row["tenant"], row["users"], row["tokens"], row["suspended"]) == ("acme", 2, 0, True)
+    ok("tenant", "drop", "acme", "--yes")
+    actions = [row["action"] for row in json.loads(ok("audit", "list", "--json"))]
+    assert actions == [
+        "tenant.created", "user.added", "code.created", "token.created", "token.revoked", "tenant.retention_set",
+        "tenant.suspended", "tenant.dropped",
+    ]  # fmt: skip
+    ok("audit", "verify")
+
+
+def test_a_password_never_goes_into_the_directory(tmp_path: Path, postgres_url: str) -> None:
+    """Neither may a tenant's server be given with one, nor has an embedded cloud other servers."""
+    told = cli(
+        tmp_path,
+        "cloud",
+        "tenant",
+        "create",
+        "far",
+        "--server",
+        "postgresql://a:secret@h/d",
+        "--database",
+        postgres_url,
+    )
+    assert told.returncode == 2 and ".pgpass" in told.stderr and "secret" not in told.stderr
+    told = cli(tmp_path, "cloud", "tenant", "create", "far", "--server", "postgresql://a@h/d")
+    assert told.returncode == 2 and "PostgreSQL" in told.stderr
