@@ -30,6 +30,9 @@ PASSED, FAILED = 0, 1
 HISTORIES = "tests/tail/test_histories.py::test_two_thousand_random_steps_lose_nothing_and_double_nothing"
 POWER_LOSS = "tests/store/test_power_loss.py::test_what_the_disk_may_hold_after_a_power_loss_has_every_event_once"
 CRASH = "tests/e2e/test_crash_points.py"
+RESTORED = "tests/sync/test_restored_store.py"
+KEEPER = "tests/daemon/test_storekeeper.py"
+STORE_FAULTS = "tests/e2e/test_failover_store.py"
 
 
 class Mutant(NamedTuple):
@@ -344,6 +347,69 @@ MUTANTS = (
         "    if kind in NETWORK:\n",
         "    if kind == NETWORK:\n",
         "tests/cli/test_doctor.py::test_a_network_file_system_is_refused_with_the_way_out",
+    ),
+    Mutant(
+        "a repaired store goes on as the same device",
+        "metricsd/store/salvage.py",
+        "            outbox.doubt(store)\n",
+        "            pass\n",
+        f"{RESTORED}::test_what_the_cloud_has_comes_back_and_what_it_lacks_is_sent",
+    ),
+    Mutant(
+        "an answer is settled in another store",
+        "metricsd/store/outbox.py",
+        "            raise StoreReplaced\n",
+        "            now = stream\n",
+        f"{RESTORED}::test_a_round_that_began_on_the_store_before_notes_nothing_in_the_one_after",
+    ),
+    Mutant(
+        "one bad page ends the reading",
+        "metricsd/store/damaged.py",
+        "                if low < high:\n                    middle",
+        "                if False:\n                    middle",
+        "tests/store/test_salvage.py::test_whatever_page_is_bad_the_rest_comes_back_once_and_the_gap_is_told",
+    ),
+    Mutant(
+        "a deleted store is begun anew",
+        "metricsd/storekeeper.py",
+        "        salvage.save_open(self.store, self._paths, self._clock)\n",
+        "",
+        f"{KEEPER}::TestFile::test_deleted_under_the_daemon_it_comes_back_as_it_was",
+    ),
+    Mutant(
+        "a stale WAL is laid over the restored store",
+        "metricsd/store/salvage.py",
+        "            _drop_side_files(path)\n            rebuilt.replace(path)\n",
+        "            rebuilt.replace(path)\n",
+        f"{KEEPER}::TestFile::test_deleted_under_the_daemon_it_comes_back_as_it_was",
+    ),
+    Mutant(
+        "unsynced events are dropped for room",
+        "metricsd/store/retention.py",
+        "    if synced_through is None:\n        return 0\n    found",
+        "    synced_through = 1 << 60\n    found",
+        f"{KEEPER}::TestLimits",
+    ),
+    Mutant(
+        "both captures of one fact go to the cloud",
+        "metricsd/direct.py",
+        "        return first == event_id\n",
+        "        return True\n",
+        "tests/sync/test_direct.py::test_two_captures_of_one_fact_are_one_event_everywhere",
+    ),
+    Mutant(
+        "the tail keeps the other capture",
+        "metricsd/storekeeper.py",
+        "            self._ingest.expect(calls)\n",
+        "            _ = calls\n",
+        f"{STORE_FAULTS}::test_the_doubled_facts_of_two_hooks_stay_one",
+    ),
+    Mutant(
+        "a store that was made read-only is not noticed",
+        "metricsd/storekeeper.py",
+        "        elif not is_writable(self.store.path):\n",
+        "        elif False:\n",
+        f"{STORE_FAULTS}::test_a_store_that_may_not_be_written_is_bypassed",
     ),
 )
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from metricsd.errors import AlreadyRunning
 from metricsd.instance import InstanceLock, find_holder
-from tests.homes import REPOSITORY, until
+from tests.homes import REPOSITORY, opened, until
 
 HOLD = """
 import sys, time
@@ -73,3 +75,32 @@ def test_kill_leaves_no_stale_lock(tmp_path: Path) -> None:
         process.communicate()
     until(lambda: find_holder(path) is None)
     InstanceLock.acquire(path, "daemon").release()
+
+
+def test_a_reused_process_id_blocks_nothing(tmp_path: Path) -> None:
+    """The name in the file is for people: who lives under that number now does not hold the lock."""
+    path = tmp_path / "daemon.lock"
+    name = {"pid": os.getpid(), "role": "daemon", "started": time.time(), "version": "0"}
+    path.write_text(json.dumps(name))
+    assert find_holder(path) is None
+    with opened(tmp_path / "home") as home:
+        home.paths.lock.parent.mkdir(parents=True, exist_ok=True)
+        home.paths.lock.write_text(json.dumps(name))
+        assert home.run("down").returncode in (0, 4)
+        process = home.start_daemon()
+        assert home.status()["daemon"]["pid"] == process.pid
+
+
+def test_of_many_daemons_that_start_at_once_one_runs(tmp_path: Path) -> None:
+    """The others say who holds the home and end with 1; nobody is left waiting."""
+    with opened(tmp_path / "home") as home:
+        processes = [home.start("run") for _ in range(4)]
+        until(lambda: sum(process.poll() is not None for process in processes) == 3)
+        until(lambda: home.status()["daemon"]["running"])
+        [winner] = [process for process in processes if process.poll() is None]
+        assert home.status()["daemon"]["pid"] == winner.pid
+        for process in processes:
+            if process is not winner:
+                _, said = process.communicate(timeout=10)
+                assert process.returncode == 1
+                assert "already runs" in said

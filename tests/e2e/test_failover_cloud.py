@@ -184,6 +184,22 @@ def test_a_strangers_certificate_is_no_cloud(tmp_path: Path) -> None:
         cloud.home.close()
 
 
+def test_a_stop_does_not_wait_for_a_silent_cloud(run: Setup) -> None:
+    """SIGTERM to exit takes less than 5 s while requests hang; what waits is sent after the next start."""
+    run.await_calm()
+    run.gate.turn(Silent())
+    run.capture(3)
+    began = time.monotonic()
+    assert run.daemon is not None
+    process = run.daemon
+    run.stop()
+    assert time.monotonic() - began < 5.0
+    assert process.returncode == 0
+    run.gate.turn(Open())
+    run.start()
+    run.settle()
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_the_promised_times_hold_at_full_size(tmp_path: Path) -> None:
