@@ -66,7 +66,9 @@ class SqliteEnrolment(ControlFile):
                 expires_at=expires_at,
             )  # fmt: skip
 
-        return await self._writer.run(work)
+        # Whoever guesses at names of codes, without any token, must not keep others from writing.
+        known = await self._reader.run(lambda db: db.execute("SELECT 1 FROM code WHERE id = ?", (code_id,)).fetchone())
+        return None if known is None else await self._writer.run(work)
 
     async def redeem_code(self, code_id: str, device: NewDevice, act: Act) -> bool:
         def work(db: sqlite3.Connection) -> bool:

@@ -102,6 +102,48 @@ async def test_an_unfit_name_does_not_spend_the_code(cloud: CloudUnderTest) -> N
     ok(await use(cloud, text))
 
 
+@pytest.mark.only_sqlite
+async def test_a_fault_while_the_device_is_made_does_not_spend_the_code(
+    cloud: CloudUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does it leave a device or an act: all of it is one transaction."""
+    from metricsd.cloud import sqlite_enrolment
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("in the middle")
+
+    await cloud.tenant()
+    text = await code_for(cloud)
+    for name in ("insert_device", "keep"):
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite_enrolment, name, fail)
+            assert (await use(cloud, text)).status_code == 500
+        assert await cloud.backend.directory.list_devices(None) == []
+    ok(await use(cloud, text))
+    assert [row.act.action for row in await cloud.backend.directory.audit_page(2, 9)] == ["device.enrolled"]
+
+
+@pytest.mark.only_sqlite
+async def test_guesses_at_names_of_codes_write_nothing(cloud: CloudUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come without a token, so they must not take the writer from those who have one."""
+    from metricsd.cloud.sqlite_file import FileThread
+
+    runs: list[FileThread] = []
+    real = FileThread.run
+
+    async def counted(self: FileThread, work: object) -> object:
+        runs.append(self)
+        return await real(self, work)  # type: ignore[arg-type]
+
+    await cloud.tenant()
+    text = await code_for(cloud)
+    monkeypatch.setattr(FileThread, "run", counted)
+    assert problem(await use(cloud, new_code().text())) == (401, "bad_token")
+    readers = set(runs)
+    assert problem(await use(cloud, wrong(text))) == (401, "bad_token")
+    assert len(readers) == 1 and len(set(runs)) == 2
+
+
 async def test_a_code_opens_no_other_door(cloud: CloudUnderTest) -> None:
     """Only enrolment takes it."""
     await cloud.tenant()

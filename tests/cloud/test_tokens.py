@@ -9,7 +9,8 @@ import pytest
 from metricsd.cloud import tenants
 from metricsd.cloud.auth import digest_of, new_token
 from metricsd.cloud.backend import Scope
-from metricsd.cloud.sqlite_directory import LOOKUP_BYTES, SqliteDirectory
+from metricsd.cloud.sqlite_control import LOOKUP_BYTES
+from metricsd.cloud.sqlite_directory import SqliteDirectory
 from metricsd.errors import UsageError
 from tests.cloud.support import CloudUnderTest, bearer, event, ok, problem
 from tests.fakes import FakeClock
