@@ -7,6 +7,7 @@ neighbours with it. Behind this module nothing is checked again.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ S = TypeVar("S", EnrolRequest, HelloRequest)
 INFLATE_STEP_BYTES = 64 * 1024
 ZSTD_WINDOW_BYTES_MAX = 8 * 1024 * 1024
 """What RFC 8878 asks every decoder to support; more would let a few bytes claim gigabytes."""
+_LOCAL = threading.local()
 DISCARDED_BODIES = 4
 """A body above the limit is read on up to this many times the limit, so that its sender gets to read the answer."""
 
@@ -121,13 +123,19 @@ def _inflate_declared(raw: bytes, limit: int, share: Share) -> bytes | None:
         if not 0 < size <= min(limit, INFLATE_STEP_BYTES):
             return None
         share.take(size)
-        body: bytes = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX).decompress(
-            raw, allow_extra_data=False
-        )
+        body: bytes = _decompressor().decompress(raw, allow_extra_data=False)
     except zstandard.ZstdError:
         # More than one frame, or none: the long way says which.
         return None
     return body
+
+
+def _decompressor() -> Any:
+    """Return this thread's decompressor: making one costs as much as a small body does."""
+    found = getattr(_LOCAL, "decompressor", None)
+    if found is None:
+        found = _LOCAL.decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
+    return found
 
 
 def _inflate_zstd(raw: bytes, limit: int, share: Share) -> bytes:
@@ -203,7 +211,7 @@ def _checked_batch(body: bytes, settings: Cloud) -> EventBatch | None:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     # fromhex() skips blanks, which then are missing in the length.
-    if len(items) > settings.items_max or not all(len(item.key) == EVENT_ID_BYTES for item in items):
+    if len(items) > settings.items_max or {len(item.key) for item in items} - {EVENT_ID_BYTES}:
         return None
     return EventBatch(device_id=push.device_id, epoch=push.epoch, base_seq=push.base_seq, items=items)
 

@@ -151,7 +151,8 @@ def _store(
             bindings.append((device, epoch, item.seq, item.key, item.reason))
     transaction.change = change
     insert_events(db, rows)
-    db.executemany("INSERT INTO binding VALUES (?, ?, ?, ?, ?)", bindings)
+    if bindings:
+        db.executemany("INSERT INTO binding VALUES (?, ?, ?, ?, ?)", bindings)
     return results
 
 
@@ -160,7 +161,8 @@ def insert_events(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     whole = len(rows) - len(rows) % ROWS_PER_STATEMENT
     groups = (rows[start : start + ROWS_PER_STATEMENT] for start in range(0, whole, ROWS_PER_STATEMENT))
     db.executemany(_INSERT_ROWS, (list(chain.from_iterable(group)) for group in groups))
-    db.executemany(_INSERT_ROW, rows[whole:])
+    if whole < len(rows):
+        db.executemany(_INSERT_ROW, rows[whole:])
 
 
 def _owners(db: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, int]:
