@@ -193,7 +193,7 @@ async def _push_for(server: Server, devices: list[tuple[str, str]], seconds: flo
         while (at := time.monotonic() - began) < seconds:
             seen.append((at, watched.memory_info().rss / MIB))
             print(f"{at:>6.0f} s  {seen[-1][1]:>7.1f} MiB  {sum(stored):>10} events", flush=True)
-            await asyncio.sleep(SOAK_STEP_S)
+            await asyncio.sleep(min(SOAK_STEP_S, seconds / 10))
 
     await asyncio.gather(watch(), *[client(number) for number in range(len(devices))])
     return seen
