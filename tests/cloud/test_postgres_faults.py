@@ -25,7 +25,8 @@ from tests.postgres import Cluster, own_cluster
 
 CI_ROUNDS = 120
 SOAK_ROUNDS = 1_000
-FEW = Cloud(database_connections=3)
+FEW = Cloud(database_connections=3, tenant_requests_per_minute=0, tenant_bytes_per_minute=0)
+"""The test clock stands still, so a minute's allowance would never come back."""
 
 
 @pytest.fixture
