@@ -113,7 +113,7 @@ MUTANTS = (
     ),
     Mutant(
         "splitlines",
-        "metricsd/shared.py",
+        "metricsd/lines.py",
         '        for raw in data.split(b"\\n"):\n',
         '        for raw in (line.encode(errors="replace") for line in data.decode(errors="replace").splitlines()):\n',
         "tests/tail/test_bytes.py::test_only_a_newline_ends_a_line",
@@ -170,8 +170,8 @@ MUTANTS = (
     Mutant(
         "the fold's horizon is not kept",
         "metricsd/store/retention.py",
-        "        state.put(store, FOLD_BEFORE, horizon)\n",
-        "        state.put(store, FOLD_BEFORE, 0)\n",
+        "        state.put(store, FOLD_BEFORE, horizon)\n    newest",
+        "        state.put(store, FOLD_BEFORE, 0)\n    newest",
         "tests/store/test_retention.py::TestFold::test_a_line_older_than_the_fold_is_refused_not_counted_twice",
     ),
     Mutant(
@@ -206,10 +206,8 @@ MUTANTS = (
     Mutant(
         "acknowledged without being on disk",
         "metricsd/store/outbox.py",
-        '    """Move the mark to what the cloud has settled, once that is on disk; give each event to the device that has it."""\n'
-        "    with store.transaction(full=True):\n",
-        '    """Move the mark to what the cloud has settled, once that is on disk; give each event to the device that has it."""\n'
-        "    with store.transaction():\n",
+        "    with store.transaction(full=True):\n        now = find(store)\n",
+        "    with store.transaction():\n        now = find(store)\n",
         "tests/sync/test_outbox.py::test_an_acknowledgement_is_on_disk_before_it_counts",
     ),
     Mutant(
