@@ -17,7 +17,8 @@ from metricsd.totals import SessionTotal
 
 _FIELDS = (
     "started_at", "last_at", "end_at", "idle_at", "end_reason", "project", "branch", "model",
-    "prompts", "turns", "tool_calls", "tool_failures", "tool_ms", "lines_added", "lines_removed", "subagents", "events",
+    "prompts", "turns", "tool_calls", "tool_failures", "tool_ms", "lines_added", "lines_removed", "subagents", "starts",
+    "events",
 )  # fmt: skip
 INFERRED = "inferred"
 """counters.INFERRED, whose module costs an import of msgspec."""
@@ -31,12 +32,11 @@ _STARTS = """
 SELECT session, min(started_at) FROM session_counters WHERE events > 0 GROUP BY session
 HAVING min(started_at) >= ? AND min(started_at) < ?
 """
-_ONLY_NOTED = """
-SELECT json_extract(r.fields, '$.started_at') FROM record AS r LEFT JOIN session AS s
+_NOTED_STARTS = """
+SELECT json_extract(r.fields, '$.started_at'), s.id FROM record AS r LEFT JOIN session AS s
 ON s.app = substr(r.id, 1, instr(r.id, '/') - 1) AND s.session_id = substr(r.id, instr(r.id, '/') + 1)
-WHERE r.type = 'session' AND r.deleted = 0 AND json_extract(r.fields, '$.started_at') >= ?
-AND json_extract(r.fields, '$.started_at') < ?
-AND NOT EXISTS (SELECT 1 FROM session_counters AS c WHERE c.session = s.id AND c.events > 0)
+WHERE r.type = 'session' AND r.deleted = 0 AND json_extract(r.fields, '$.started_at') IS NOT NULL
+AND NOT EXISTS (SELECT 1 FROM session_counters AS c WHERE c.session = s.id AND c.events > 0 AND c.starts > 0)
 """
 _RETRACTED = """
 SELECT e.session, t.kind, count(*), sum(coalesce(e.outcome, 0) != 0), sum(coalesce(e.duration_ms, 0)),
@@ -64,9 +64,10 @@ def starts(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> dict[int, int]
         return {}
     window = summary.window(days)
     bounds = (-_FOREVER_US, _FOREVER_US) if window is None else window
-    hidden = summary.deleted | _wholly_retracted(summary)
+    noted = summary.db.execute(_NOTED_STARTS).fetchall()
+    hidden = summary.deleted | _wholly_retracted(summary) | {session for _, session in noted}
     began = [at for session, at in summary.db.execute(_STARTS, bounds) if session not in hidden]
-    began.extend(at for (at,) in summary.db.execute(_ONLY_NOTED, bounds))
+    began.extend(at for at, _ in noted if bounds[0] <= at < bounds[1])
     found: dict[int, int] = {}
     for at in began:
         day = summary.days.of(at)
@@ -143,7 +144,7 @@ _COUNTED = {"prompt_submitted": "prompts", "turn_ended": "turns", "subagent_ende
 def _only_one(row: Row) -> SessionTotal:
     """Return the session of one device's row. Nearly all are: a list of thousands is made here."""
     (_, app, session_id, _, started, last, end, idle, reason, project, branch, model,
-     prompts, turns, calls, failures, ms, added, removed, agents, _) = row  # fmt: skip
+     prompts, turns, calls, failures, ms, added, removed, agents, _, _) = row  # fmt: skip
     if end is None or end < last:
         end, reason = (last, INFERRED) if idle is not None and idle >= last else (None, None)
     return SessionTotal(
@@ -159,15 +160,17 @@ def _combined(rows: list[Row], noted: Values) -> SessionTotal:
     # A plain id is this machine's own; where it travels as a hash, the other devices have that.
     own = next((part for part in reversed(parts) if not part["session_id"].startswith(_HASHED)), parts[-1])
     ended_at, reason = _end(parts)
-    if ended_at is None:
-        ended_at, reason = noted.get("ended_at"), noted.get("end_reason")
+    if noted.get("ended_at") is not None and (ended_at is None or reason == INFERRED):
+        ended_at, reason = noted["ended_at"], noted.get("end_reason")
+    told = any(part["starts"] for part in parts)
+    began = None if told else noted.get("started_at")
     return SessionTotal(
         id=own["session_id"],
         app=own["app"],
         project=_latest(parts, "project") or noted.get("project"),
         branch=_latest(parts, "branch") or noted.get("branch"),
         model=_latest(parts, "model"),
-        started_at=min(part["started_at"] for part in parts) or _int(noted.get("started_at")),
+        started_at=min(part["started_at"] for part in parts) if began is None else _int(began),
         last_at=max(max(part["last_at"], part["end_at"] or 0) for part in parts),
         ended_at=ended_at,
         end_reason=reason,

@@ -160,6 +160,8 @@ def combined(record_id: str, parts: list[Seen], record: Record | None) -> Sessio
         app, session_id = max(parts, key=lambda part: not part.session_id.startswith(HASHED))[:2]
     first = min(parts, key=lambda part: (part.get("started_at"), part.device_id), default=None)
     ended_at, end_reason = _end(parts)
+    # What was noted is better than what silence suggests, and gives way to an end that was seen.
+    noted_end = fields.get("ended_at") is not None and (ended_at is None or end_reason == INFERRED)
     last_at = max((part.get("last_at") for part in parts), default=0) or None
     return Session(
         record_id=record_id,
@@ -169,13 +171,22 @@ def combined(record_id: str, parts: list[Seen], record: Record | None) -> Sessio
         project=_latest(parts, "project") or fields.get("project"),
         branch=_latest(parts, "branch") or fields.get("branch"),
         model=_latest(parts, "model"),
-        started_at=(first.get("started_at") if first else 0) or fields.get("started_at"),
+        started_at=_start(parts, first, fields),
         last_at=last_at,
-        ended_at=ended_at or fields.get("ended_at"),
-        end_reason=end_reason or (None if ended_at else fields.get("end_reason")),
+        ended_at=fields["ended_at"] if noted_end else ended_at,
+        end_reason=fields.get("end_reason") if noted_end else end_reason,
         numbers={name: sum(part.get(name) for part in parts) for name in NUMBERS},
         record=record,
     )
+
+
+def _start(parts: Sequence[Seen], first: Seen | None, fields: Mapping[str, Any]) -> int | None:
+    """Return when a session began: as an event of its start tells, as noted, or with its first event."""
+    told = any(part.get("starts") for part in parts)
+    noted = fields.get("started_at")
+    if noted is not None and not told:
+        return int(noted)
+    return (first.get("started_at") if first else 0) or noted
 
 
 def _end(parts: Sequence[Seen]) -> tuple[int | None, str | None]:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricsd.analytics import periods
-from metricsd.store import events, session_totals
+from metricsd.store import counters, events, session_totals
+from metricsd.store import sessions as sessions_of
 from metricsd.store.calendar import Days, days_in
 from metricsd.store.connection import Store
 from metricsd.store.retention import fold
@@ -255,3 +256,48 @@ def test_a_calendar_knows_its_name() -> None:
     """Aliases of UTC are one zone; an unknown name falls back to the system's own."""
     assert days_in("UTC").name == "UTC"
     assert days_in("Nowhere/At_All").name == Days(None).name
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(steps, min_size=1, max_size=12), st.data())
+def test_sessions_are_those_of_the_session_list(history: list[tuple[str, Any]], data: st.DataObject) -> None:
+    """The fast reading of thousands of sessions and `session list` agree on each, and so do the days they began on."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "store.db"
+        store = Store.open(path, clock=FakeClock())
+        for what, value in history:
+            if what not in ("retract", "metric"):
+                do(store, what, value)
+        for name in data.draw(st.lists(sessions, max_size=2)):
+            noted: dict[str, Any] = {
+                "started_at": data.draw(times),
+                "ended_at": data.draw(times),
+                "description": "x",
+                "tags": ["t"],
+            }
+            note_session(store, name, **noted)
+        if data.draw(st.booleans()):
+            counters.close_idle(store, 1)
+        slow = {
+            one.session_id: (
+                one.started_at,
+                one.ended_at,
+                one.end_reason,
+                one.project,
+                one.numbers["tool_calls"],
+                one.field("description"),
+            )
+            for one in sessions_of.read_all(store, lambda app, session_id: f"{app}/{session_id}")
+            if not one.deleted and one.started_at
+        }
+        store.close()
+        with reading(path) as summary:
+            found = session_totals.read(summary)
+            began = session_totals.starts(summary)
+        assert {
+            one.id: (one.started_at, one.ended_at, one.end_reason, one.project, one.tool_calls, one.description)
+            for one in found
+        } == slow
+        assert sum(began.values()) == len(found)
+        for day, count in began.items():
+            assert count == sum(summary.days.of(one.started_at) == day for one in found)
