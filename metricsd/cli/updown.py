@@ -154,6 +154,8 @@ def _newer_hint(holder: Holder) -> str:
 
 def _serves_cloud(pid: int) -> bool:
     """Return whether a running daemon was started with a cloud of its own, which its successor must serve too."""
+    with contextlib.suppress(OSError):
+        return os.fsencode(WITH_CLOUD) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     try:
         found = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
     except OSError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,3 +160,30 @@ def test_every_file_of_a_home_is_known(home: Home) -> None:
     home.ok("down")
     known = {*find_data(find_paths(home.env)), home.paths.state_dir / "hooks"}
     assert set(home.paths.state_dir.iterdir()) <= known
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("n", 1), ("", 1), ("y", 0)])
+def test_a_person_is_asked_about_the_data(home: Home, answer: str, kept: int) -> None:
+    """At a terminal the question says what there is; anything but yes keeps it."""
+    used(home)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metricsd", "uninstall"],
+        env=home.env,
+        cwd=home.root,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = ""
+    with contextlib.suppress(OSError):  # how a terminal ends on Linux
+        while part := os.read(ours, 4096):
+            shown += part.decode()
+            if shown.endswith("[y/N]: "):
+                os.write(ours, f"{answer}\n".encode())
+                shown += "\n"
+    assert process.wait(30) == 0, shown
+    os.close(ours)
+    assert "Delete what was recorded here (1 events, " in shown and "remains:" in shown
+    assert home.events() == kept
