@@ -351,7 +351,7 @@ MUTANTS = (
         "metricsd/store/salvage.py",
         "            outbox.doubt(store)\n",
         "            pass\n",
-        f"{RESTORED}::test_what_the_cloud_has_comes_back_and_what_it_lacks_is_sent",
+        f"{RESTORED}::test_a_repaired_store_goes_on_as_a_new_device_once",
     ),
     Mutant(
         "an answer is settled in another store",
@@ -400,7 +400,7 @@ MUTANTS = (
         "metricsd/storekeeper.py",
         "            self._ingest.expect(calls)\n",
         "            _ = calls\n",
-        f"{STORE_FAULTS}::test_the_doubled_facts_of_two_hooks_stay_one",
+        f"{KEEPER}::test_of_two_captures_the_one_that_went_to_the_cloud_is_kept",
     ),
     Mutant(
         "a store that was made read-only is not noticed",

@@ -91,8 +91,12 @@ async def test_a_repaired_store_goes_on_as_a_new_device_once(world: World) -> No
     await settled(device)
     first = outbox.find(device.store)
     await device.engine.close()
+    backup(device.store, device.paths.backups, keep=1)
     repaired(device, "first page")
     device.open()
+    doubted = outbox.find(device.store)
+    assert doubted is not None
+    assert doubted.epoch == outbox.IN_DOUBT
     await settled(device)
     second = outbox.find(device.store)
     assert first is not None
