@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from metricsd.cli.service import _hints
 from metricsd.config import find_paths
 from metricsd.errors import ServiceError
 from metricsd.service.find import Absent, find_manager
 from metricsd.service.launchd import Launchd
-from metricsd.service.manager import Done
+from metricsd.service.manager import Done, Standing
 from metricsd.service.systemd import Systemd
 from metricsd.service.unit import find_program, launchd_text, make_plan, systemd_text, unit_name
 from tests.homes import Home, opened
@@ -193,3 +194,20 @@ def test_a_unit_is_removed_where_its_manager_cannot_be_reached(home: Home) -> No
     home.ok("down")
     assert "removed" in home.ok("service", "uninstall")
     assert not unit.file.exists() and not wants.is_symlink()
+
+
+def test_hints_name_what_a_service_does_not_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Settings and proxies of this shell, and the end at logout; never a value, which may hold a password."""
+    for name in [name for name in os.environ if name.startswith("METRICSD_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    found = Standing(
+        "systemd", "metricsd.service", tmp_path / "u", True, True, True, True, "active/running", 1, "", True
+    )
+    monkeypatch.setenv("METRICSD_HOME", str(tmp_path))
+    assert _hints(found) == []
+    monkeypatch.setenv("METRICSD_SYNC_INTERVAL_S", "60")
+    monkeypatch.setenv("HTTPS_PROXY", "http://ann:secret@proxy")
+    hints = " ".join(_hints(found._replace(lingers=False)))
+    for word in ("METRICSD_SYNC_INTERVAL_S", "HTTPS_PROXY", str(tmp_path / "config" / "environment"), "enable-linger"):
+        assert word in hints
+    assert "METRICSD_HOME" not in hints and "secret" not in hints
