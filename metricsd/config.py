@@ -312,6 +312,11 @@ class Paths(NamedTuple):
         return self.state_dir / "backups"
 
     @property
+    def repair(self) -> Path:
+        """File about the newest repair of the store."""
+        return self.state_dir / "repair.json"
+
+    @property
     def log_file(self) -> Path:
         return self.state_dir / "log" / "metricsd.log"
 

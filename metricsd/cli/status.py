@@ -91,6 +91,7 @@ def gather(paths: Paths, config: Config) -> Section:
     state, store = _store(paths)
     login = find_login(paths)
     quarantined, by_reason = store.pop("quarantined"), store.pop("by_reason")
+    store["repair"] = _repair(paths)
     if live.get("store_trouble"):
         store |= {"healthy": False, "reason": str(live["store_trouble"])}
     return {
@@ -251,6 +252,25 @@ def _store(paths: Paths) -> tuple[Section, Section]:
         section["reason"] = f"{paths.store} cannot be read ({error})"
         return {}, section
     return state, section
+
+
+def _repair(paths: Paths) -> Section | None:
+    """Return what the newest repair of the store brought back; None when there never was one."""
+    try:
+        with paths.repair.open("rb") as stream:
+            found = json.loads(stream.read(_CREDENTIALS_BYTES_MAX))
+        missing = found["missing_max"]
+        return {
+            "at": time_text(found["at_us"]),
+            "backup": str(found["backup"]) or None,
+            "from_backup": int(found["from_backup"]),
+            "saved": int(found["saved"]),
+            "missing_max": None if missing is None else int(missing),
+            "since": time_text(found["since_us"]),
+            "kept": str(found["kept"]) or None,
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _pending_events(db: sqlite3.Connection, state: Section) -> int:

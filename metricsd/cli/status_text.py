@@ -5,12 +5,13 @@ Pure: a status goes in, text comes out. Symbols fall back to ASCII where the ter
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 Section = dict[str, Any]
 _NAME_WIDTH = 9
+_REPAIR_IS_NEWS = timedelta(days=7)
 _REALTIME_CALM = ("switched off (sync.realtime)", "not needed: nothing is pulled", "not logged in", "connecting")
 """Reasons of sync/realtime.py that nobody needs to act on (a test holds the two together)."""
 
@@ -45,6 +46,7 @@ def render(found: Section, *, colour: bool, encoding: str, now: datetime | None 
         _daemon(found["daemon"], found["version"]),
         _spool(found),
         _store(found["store"]),
+        *_repair(found["store"], at),
         _sync(found, at),
         *_realtime(found),
         *_attention(found),
@@ -101,6 +103,23 @@ def _store(store: Section) -> Line:
         return Line(Mark.BAD, "store", str(store["reason"]), "metricsd logs")
     text = f"{_count(store['events'], 'event')} in {_count(store['sessions'], 'session')}, {_size(store['bytes'])}"
     return Line(Mark.GOOD if store["events"] else Mark.OFF, "store", f"{text} ({store['path']})")
+
+
+def _repair(store: Section, now: datetime) -> list[Line]:
+    """Return a line about a repair of the store for as long as it is news."""
+    found = store.get("repair")
+    if not found or not found["at"] or now - datetime.fromisoformat(found["at"]) > _REPAIR_IS_NEWS:
+        return []
+    sources = [
+        *([f"{_count(found['from_backup'], 'event')} from {found['backup']}"] if found["backup"] else []),
+        *([f"{_count(found['saved'], 'event')} from the damaged file"] if found["saved"] else []),
+    ]
+    text = f"made {_ago(found['at'], now)}: {' and '.join(sources) or 'nothing could be read'}"
+    if found["missing_max"] == 0:
+        return [Line(Mark.GOOD, "repair", f"{text}; nothing is missing")]
+    many = "an unknown number" if found["missing_max"] is None else f"at most {_count(found['missing_max'], 'event')}"
+    text += f"; {many} may be missing that neither the cloud nor the files that are followed still have"
+    return [Line(Mark.LOOK, "repair", text, f"look at {found['kept']}" if found["kept"] else "")]
 
 
 def _sync(found: Section, now: datetime) -> Line:

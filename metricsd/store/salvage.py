@@ -10,6 +10,7 @@ the next start goes on; nothing is deleted before what it held is on disk elsewh
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sqlite3
 from pathlib import Path
@@ -158,7 +159,17 @@ def repair(paths: Paths, clock: Clock) -> Recovery:
         finish(paths.store)
     kept = _mark_read(paths, unread)
     since = 0 if missing == 0 else had.newest_us
-    return Recovery(clock.now_us(), backup, had.events if backup else 0, found.rows, missing, since, kept)
+    done = Recovery(clock.now_us(), backup, had.events if backup else 0, found.rows, missing, since, kept)
+    _note(paths, done)
+    return done
+
+
+def _note(paths: Paths, done: Recovery) -> None:
+    """Keep what the repair brought back, for `status`; the log has it too."""
+    draft = _beside(paths.repair, _PARTIAL)
+    with translated(paths.repair):
+        draft.write_text(json.dumps(done._asdict(), indent=1))
+        draft.replace(paths.repair)
 
 
 class _Base(NamedTuple):

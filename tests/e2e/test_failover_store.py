@@ -263,6 +263,7 @@ def test_a_damaged_store_is_made_whole_from_all_that_is_left(tmp_path: Path, how
         log = run.device.paths.log_file.read_text()
         [repaired] = [line for line in map(json.loads, log.splitlines()) if line["event"] == "store.repaired"]
         assert {"saved", "from_backup", "missing_max", "kept"} <= repaired.keys()
+        assert run.device.status()["store"]["repair"]["kept"] == repaired["kept"]
         run.capture(2)
         run.settle()
 

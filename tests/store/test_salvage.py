@@ -7,13 +7,18 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from metricsd.cli.status import gather
+from metricsd.cli.status_text import render
+from metricsd.config import load_config
 from metricsd.errors import StoreUnavailable
 from metricsd.store import records, salvage
 from metricsd.store.backup import backup
+from tests.fakes import START_US
 from tests.keeping import Kept, kept_home, pages_of, ruin
 
 EVENTS = 400
@@ -192,3 +197,26 @@ def test_only_the_newest_damaged_files_are_kept(kept: Kept, tmp_path: Path) -> N
     assert len(list((kept.paths.state_dir / "damaged").iterdir())) == salvage.KEEP
     assert kept.numbers() == Counter(wanted)
     kept.assert_sound()
+
+
+def test_status_says_what_was_repaired_and_what_may_be_missing(kept: Kept, tmp_path: Path) -> None:
+    """A gap is never silent: with and without a figure, and for as long as it is news."""
+
+    def told() -> str:
+        found = gather(kept.paths, load_config(kept.paths, {}, system_file=Path("/none")))
+        return render(found, colour=False, encoding="ascii", now=datetime.fromtimestamp(START_US / 1e6 + 60, UTC))
+
+    assert "repair" not in told()
+    kept.stored(EVENTS)
+    template = closed_copy(kept, tmp_path / "template")
+    with closing(sqlite3.connect(template / "store.db")) as db:
+        roots = dict(db.execute("SELECT name, rootpage - 1 FROM sqlite_schema"))
+    reopen_damaged(kept, template, roots["rollup"])
+    assert f"{EVENTS} events from the damaged file; nothing is missing" in told()
+    reopen_damaged(kept, template, roots["event"])
+    assert f"at most {EVENTS} events may be missing" in told()
+    reopen_damaged(kept, template, 0)
+    assert "an unknown number may be missing" in told()
+    assert str(kept.paths.state_dir / "damaged") in told()
+    kept.paths.repair.write_text("no json")
+    assert "repair" not in told()
