@@ -288,7 +288,9 @@ async def _kill_again_and_again(place: Path | str, home: Path, times: int) -> No
         reader = await cloud.device()
     for _ in range(times):
         # A killed process loses what it took of the minute's allowance, so there is none here.
-        server = ServerProcess(place, home, CLOUD_TENANT_REQUESTS_PER_MINUTE="0")
+        server = ServerProcess(
+            place, home, CLOUD_TENANT_REQUESTS_PER_MINUTE="0", CLOUD_TENANT_BYTES_PER_MINUTE="0"
+        )  # fmt: skip
         async with server as process, http(process.url) as client:
             acked_before = sum(pusher.acked for pusher in pushers)
             tasks = [asyncio.create_task(pusher.run(client)) for pusher in pushers]
@@ -308,6 +310,24 @@ async def _kill_again_and_again(place: Path | str, home: Path, times: int) -> No
         with sqlite3.connect(file) as db:
             assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         db.close()
+
+
+async def test_sigterm_under_load_answers_what_it_took(tmp_path: Path) -> None:
+    """Requests that were under way are stored and answered, the command ends with 0, and nothing is missing."""
+    folder, home = tmp_path / "cloud", tmp_path / "home"
+    async with CloudUnderTest(folder) as cloud:
+        pushers = [_Pusher(await cloud.device()) for _ in range(4)]
+    for _ in range(3):
+        async with ServerProcess(folder, home) as process, http(process.url) as client:
+            before = sum(pusher.acked for pusher in pushers)
+            tasks = [asyncio.create_task(pusher.run(client)) for pusher in pushers]
+            await _until(lambda: sum(pusher.acked for pusher in pushers) >= before + 200)  # noqa: B023
+            assert await process.end(signal.SIGTERM) == 0
+            await asyncio.gather(*tasks)
+    async with CloudUnderTest(folder) as cloud:
+        for pusher in pushers:
+            # Not one batch that was stored and not answered: whoever was taken in heard of it.
+            assert (await pusher.device.on(cloud).hello())["last_seq"] == pusher.acked
 
 
 class _Pusher:
