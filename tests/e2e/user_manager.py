@@ -28,6 +28,12 @@ mkdir -p "/sys/fs/cgroup/$1" && echo $$ > "/sys/fs/cgroup/$1/cgroup.procs"
 exec "$2" --user --log-target=console --log-level=info
 """
 
+_CLEANUP = """
+mount -o remount,rw /sys/fs/cgroup 2>/dev/null || :
+umount /sys/fs/cgroup/systemd /sys/fs/cgroup/unified 2>/dev/null || :
+mount -t cgroup2 none /sys/fs/cgroup && find "/sys/fs/cgroup/$1" -depth -type d -exec rmdir {} +
+"""
+
 
 def why_not() -> str:
     """Return why no user manager can be started here, empty if one can."""
@@ -64,6 +70,9 @@ def user_manager(folder: Path) -> Iterator[dict[str, str]]:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGRTMIN + 4)
             stop(process)
+            subprocess.run(
+                ["unshare", "--mount", "--cgroup", "sh", "-c", _CLEANUP, "sh", group], capture_output=True, check=False
+            )
 
 
 def _answers(environ: dict[str, str]) -> bool:
