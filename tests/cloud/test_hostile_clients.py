@@ -32,6 +32,10 @@ ANSWERED_WITHIN_S = 5.0
 """What an honest device waits at most while an attack runs, on a machine that is busy with other tests."""
 
 
+OVERLOADED_WITHIN_S = 20.0
+"""What anybody waits at most for an answer of any kind; the clients run on the same machine."""
+
+
 class Attacked:
     """A cloud in a process of its own, and one honest device of it."""
 
@@ -196,6 +200,35 @@ async def test_two_hundred_slow_clients(attacked: Attacked) -> None:
         )
         for _, writer in slow:
             writer.close()
+
+    await under_attack(attacked, attack)
+
+
+async def test_more_clients_than_can_be_served(attacked: Attacked) -> None:
+    """Six hundred at the same moment, each with 500 events: stored, or told when to come back; nobody waits for long."""
+
+    async def client(number: int) -> tuple[int, float]:
+        began = time.monotonic()
+        batch = [event(0, call=f"{number}") for _ in range(500)]
+        body = json.dumps({"device_id": attacked.device.id, "epoch": 1, "base_seq": 0, "events": batch}).encode()
+        head = (
+            "POST /sync/v1/events?unsequenced=1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+            f"authorization: Bearer {attacked.device.token}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        reader, writer = await attacked.connect()
+        writer.write(head.encode() + body)
+        answer = await asyncio.wait_for(reader.read(), 60)
+        writer.close()
+        status = int(answer.split(b" ")[1])
+        if status == 503:
+            assert b"retry-after: " in answer and b"application/problem+json" in answer
+        return status, time.monotonic() - began
+
+    async def attack() -> None:
+        answers = await asyncio.gather(*[client(number) for number in range(600)])
+        seen = [status for status, _ in answers]
+        assert set(seen) <= {200, 503} and seen.count(200) >= 50
+        assert max(took for _, took in answers) < OVERLOADED_WITHIN_S
 
     await under_attack(attacked, attack)
 
