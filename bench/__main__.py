@@ -12,6 +12,7 @@ BENCHES = (
     "burst",
     "latency",
     "status",
+    "report",
     "sync",
     "realtime",
     "resolve",
