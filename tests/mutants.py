@@ -33,6 +33,7 @@ CRASH = "tests/e2e/test_crash_points.py"
 RESTORED = "tests/sync/test_restored_store.py"
 KEEPER = "tests/daemon/test_storekeeper.py"
 STORE_FAULTS = "tests/e2e/test_failover_store.py"
+POSTGRES = "tests/cloud/test_postgres"
 
 
 class Mutant(NamedTuple):
@@ -267,6 +268,62 @@ MUTANTS = (
         "hmac.compare_digest(row[1], digest)",
         "hmac.compare_digest(row[1][:LOOKUP_BYTES], digest[:LOOKUP_BYTES])",
         "tests/cloud/test_tokens.py::test_a_token_is_known_by_its_whole_hash",
+    ),
+    Mutant(
+        "a role outlives its transaction",
+        "metricsd/cloud/pg_session.py",
+        "self._opening = f'SET LOCAL ROLE",
+        "self._opening = f'SET ROLE",
+        f"{POSTGRES}_faults.py::test_it_works_behind_a_proxy_that_pools_transactions",
+    ),
+    Mutant(
+        "statements are prepared by name",
+        "metricsd/cloud/pg_pool.py",
+        "statement_cache_size=0,",
+        "statement_cache_size=100,",
+        f"{POSTGRES}_faults.py::test_it_works_behind_a_proxy_that_pools_transactions",
+    ),
+    Mutant(
+        "a connection is used again whatever it is in",
+        "metricsd/cloud/pg_pool.py",
+        "        if clean and not self._closed and not connection.is_closed() and not connection.is_in_transaction():\n",
+        "        if not self._closed and not connection.is_closed():\n",
+        f"{POSTGRES}_faults.py::test_after_a_cancelled_request_the_next_one_of_another_tenant_is_clean",
+    ),
+    Mutant(
+        "change numbers without the head's lock",
+        "metricsd/cloud/pg_session.py",
+        'LOCK = "SELECT 1 FROM head FOR UPDATE"',
+        'LOCK = "SELECT 1 FROM head"',
+        f"{POSTGRES}_order.py::test_a_writer_that_commits_late_is_seen_by_a_puller_who_came_between",
+    ),
+    Mutant(
+        "the ingest login has its tenants' rights at all times",
+        "metricsd/cloud/pg_install.py",
+        '"LOGIN NOINHERIT"',
+        '"LOGIN INHERIT"',
+        f"{POSTGRES}_isolation.py::test_the_ingest_login_owns_nothing_and_serves_all",
+    ),
+    Mutant(
+        "a schema step does not note its number",
+        "metricsd/cloud/pg_install.py",
+        '    await db.execute("UPDATE head SET step = $1", steps[-1].number)\n',
+        "",
+        f"{POSTGRES}_schema.py::test_a_tenant_on_a_step_that_is_too_old_is_refused_with_what_to_do",
+    ),
+    Mutant(
+        "a moved tenant is not compared",
+        "metricsd/cloud/move.py",
+        "        if there[name] != digest:\n",
+        "        if there[name].rows != digest.rows:\n",
+        f"{POSTGRES}_move.py::test_a_difference_is_found[target]",
+    ),
+    Mutant(
+        "a dropped event's position is forgotten",
+        "metricsd/cloud/pg_retention.py",
+        "FROM old WHERE seq IS NOT NULL\n",
+        "FROM old WHERE false\n",
+        f"{POSTGRES}_retention.py::test_old_events_go_and_their_positions_stay_settled",
     ),
     Mutant(
         "the hook without set -C",

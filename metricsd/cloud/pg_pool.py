@@ -26,7 +26,17 @@ IDLE_S_MAX = 300.0
 CLIENT_MARGIN_S = 2.0
 """The server's own deadline comes first: its answer leaves the connection usable and says what happened."""
 
-_BROKEN = (OSError, TimeoutError, asyncpg.InterfaceError)
+_BROKEN = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    # The driver is still in the middle of what the server broke off.
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+)
 """After these nobody knows what the connection is in the middle of."""
 
 
@@ -120,8 +130,10 @@ class Pool:
             while (connection := self._pop_idle()) is not None:
                 try:
                     await connection.execute(opening)
-                except (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError,
-                        asyncpg.OperatorInterventionError):  # fmt: skip
+                except TimeoutError:
+                    connection.terminate()
+                    raise
+                except _BROKEN:
                     # It died while it waited, and nothing was begun: another one may do.
                     self.losses += 1
                     connection.terminate()

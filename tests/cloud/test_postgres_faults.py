@@ -20,11 +20,16 @@ from metricsd.cloud.postgres import PostgresBackend
 from metricsd.config import Cloud
 from metricsd.errors import UsageError
 from tests.cloud.support import CloudUnderTest, Device, event, events, ok
+from tests.cloud.test_postgres_isolation import connected
 from tests.pooling_proxy import PoolingProxy, is_clean
 from tests.postgres import Cluster, own_cluster
 
 CI_ROUNDS = 120
 SOAK_ROUNDS = 1_000
+WHOLE = """
+SELECT (SELECT count(*) FROM {schema}.event WHERE seq IS NOT NULL), (SELECT count(*) FROM {schema}.binding),
+       (SELECT coalesce(sum(last_seq - start_seq), 0)::bigint FROM {schema}.device_stream)
+"""
 FEW = Cloud(database_connections=3, tenant_requests_per_minute=0, tenant_bytes_per_minute=0)
 """The test clock stands still, so a minute's allowance would never come back."""
 
@@ -67,6 +72,14 @@ async def assert_idle_are_clean(pool: Pool) -> None:
         assert await is_clean(idle.connection)
 
 
+async def assert_batches_are_whole(url: str) -> None:
+    """Each settled position is stored or bound, never both: no part of a cut transaction was committed by the next."""
+    async with connected(url) as db:
+        for schema in [row[0] for row in await db.fetch("SELECT nspname FROM pg_namespace WHERE nspname ~ '^t_'")]:
+            counts = await db.fetchrow(WHOLE.format(schema=schema))
+            assert counts[0] + counts[1] == counts[2], (schema, list(counts))
+
+
 async def cut_and_look(pair: tuple[Device, Device], rounds: int, cut: Any) -> None:
     """Let `cut` end a push of one tenant somewhere, and the other one work right after, `rounds` times."""
     mine, other = pair
@@ -86,6 +99,7 @@ async def cut_and_look(pair: tuple[Device, Device], rounds: int, cut: Any) -> No
         assert [item for item in page["items"] if "of-" in str(item)] == []
     assert ended_early > rounds // 5, "the cuts came too late to cut anything"
     await assert_idle_are_clean(backend.pool(None))
+    await assert_batches_are_whole(str(mine.cloud.place))
     for each, user_device in ((pushing, mine), (theirs, other)):
         tenant = "acme" if user_device is mine else "rival"
         await each.check(await mine.cloud.device(tenant=tenant))
