@@ -168,6 +168,18 @@ def test_lossless_conversions_lose_nothing(there: str, back: str, records: st.Se
     law()
 
 
+@pytest.mark.parametrize(
+    "change", [{"memory_usage": 1024.0}, {"success": 1}, {"timestamp": "2025-01-08T08:00:00.000Z"}]
+)
+def test_what_python_calls_equal_is_still_another_text(change: dict[str, Any]) -> None:
+    """1, 1.0 and true are equal here and different to whoever reads the line."""
+    line: dict[str, Any] = {
+        "event": "tool_usage", "timestamp": "2025-01-08T08:00:00.000Z", "session_id": "s", "tool_name": "Read",
+        "execution_time": 1, "memory_usage": 1024, "success": True,
+    } | change  # fmt: skip
+    assert text(lossless("tool:cloud->local", lossless("tool:local->cloud", line))) == text(line)
+
+
 def test_what_was_changed_in_between_stays_changed() -> None:
     """The original that is carried along never overwrites an edit."""
     session = {"session_id": "s", "start_time": "2025-01-08T08:00:00Z", "user": "bob", "extra": [1]}
