@@ -316,7 +316,7 @@ MUTANTS = (
         "metricsd/cloud/move.py",
         "        if there[name] != digest:\n",
         "        if there[name].rows != digest.rows:\n",
-        f"{POSTGRES}_move.py::test_a_difference_is_found[target]",
+        f"{POSTGRES}_move.py::test_a_difference_is_found",
     ),
     Mutant(
         "a dropped event's position is forgotten",
