@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricsd.analytics import periods
+from metricsd.ids import line_id
 from metricsd.store import counters, events, session_totals
 from metricsd.store import sessions as sessions_of
 from metricsd.store.calendar import Days, days_in
 from metricsd.store.connection import Store
+from metricsd.store.events import Identified
 from metricsd.store.retention import fold
 from metricsd.store.summary import ALL_DAYS, Summary, reading
 from tests.analytics.support import (
@@ -110,12 +112,14 @@ def do(store: Store, what: str, value: Any) -> None:
 def compare(summary: Summary, days: tuple[int, int]) -> None:
     for by in WAYS:
         assert added_up(summary.cells(*by, days=days)) == added_up(summary.scanned(*by, days=days)), (by, days)
-    by_hour = {(cell.day, cell.kind): 0 for cell in summary.hours(days)}
-    for cell in summary.hours(days):
-        by_hour[cell.day, cell.kind] += cell.n
-    counted = added_up(cell for cell in summary.scanned("day", "kind", days=days) if cell.day is not None)
-    assert {key: n for key, n in by_hour.items() if n} == {
-        (key[0], key[2]): sums[0] for key, sums in counted.items() if sums[0]
+    by_hour: dict[tuple[int, str | None], list[int]] = {}
+    for hour in summary.hours(days):
+        sums = by_hour.setdefault((hour.day, hour.kind), [0, 0])
+        sums[0] += hour.n
+        sums[1] += hour.failed
+    counted = added_up(summary.scanned("day", "kind", days=days))
+    assert {key: sums for key, sums in by_hour.items() if sums[0]} == {
+        (key[0], key[2]): sums[:2] for key, sums in counted.items() if sums[0]
     }
 
 
@@ -301,3 +305,18 @@ def test_sessions_are_those_of_the_session_list(history: list[tuple[str, Any]], 
         assert sum(began.values()) == len(found)
         for day, count in began.items():
             assert count == sum(summary.days.of(one.started_at) == day for one in found)
+
+
+def test_an_event_whose_line_had_no_time_is_found_by_its_day(tmp_path: Path) -> None:
+    """Its id begins with zeros, so a stretch of ids alone would miss it."""
+    store = Store.open(tmp_path / "store.db")
+    store.days = days_in("UTC")
+    _, event = item(1)
+    put(store, [Identified(line_id(b"no time", 0, 0), event), item(2, session="gone")])
+    delete_session(store, "gone")
+    store.close()
+    for zone in ("UTC", "Asia/Tokyo"):
+        with reading(tmp_path / "store.db", days=days_in(zone)) as summary:
+            day = summary.days.of(event.at)
+            assert added_up(summary.cells(days=(day, day))) == added_up(summary.scanned(days=(day, day)))
+            assert sum(sums[0] for sums in added_up(summary.cells(days=(day, day))).values()) == 1
