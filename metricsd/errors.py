@@ -13,7 +13,8 @@ do next. `retryable` and `exit_code` belong to the class, so that no caller deci
     ├── LineRejected             one line of input, to quarantine; carries a stable `reason`
     ├── StoreError
     │   ├── StoreUnavailable     retryable: full, read-only, locked
-    │   │   └── SpoolUnavailable the store is well, the folder of the captures is not
+    │   │   ├── SpoolUnavailable the store is well, the folder of the captures is not
+    │   │   └── BackupFailed     the store is well, its copy could not be made
     │   ├── StoreCorrupt
     │   ├── StoreReplaced        retryable: a round began on another store
     │   └── SchemaTooNew
@@ -102,6 +103,10 @@ class StoreUnavailable(StoreError):
 
 class SpoolUnavailable(StoreUnavailable):
     """A capture is stored and cannot be deleted; repair the permissions of the spool, nothing is doubled meanwhile."""
+
+
+class BackupFailed(StoreUnavailable):
+    """The nightly copy of the store could not be made; free disk space or repair the permissions of `backups`."""
 
 
 class StoreCorrupt(StoreError):

@@ -13,7 +13,7 @@ from metricsd.config import Config, Paths
 from metricsd.errors import StoreUnavailable
 from metricsd.identity import Identity, load_identity
 from metricsd.spool import ensure_spool
-from metricsd.store import sources
+from metricsd.store import salvage, sources
 from metricsd.store.backup import sweep_partials
 from metricsd.store.connection import Store, translated
 from metricsd.store.ingest import Ingest
@@ -33,8 +33,11 @@ class Intake(NamedTuple):
 
 
 def open_intake(paths: Paths, config: Config, clock: Clock) -> Intake:
-    """Open, making what is missing; raise StoreError or ConfigError that says what to do."""
+    """Open, making what is missing and finishing a repair that was begun; raise StoreError or ConfigError that says what to do."""
     identity = prepare(paths)
+    salvage.finish(paths.store)
+    if salvage.is_needed(paths):
+        salvage.repair(paths, clock)
     store = Store.open(paths.store, clock=clock, backups=paths.backups)
     try:
         return Intake(store, make_tail(store, paths, config, identity)[1])

@@ -19,7 +19,7 @@ from metricsd.backlog import Progress
 from metricsd.clock import US_PER_S, Clock
 from metricsd.config import Config, Paths
 from metricsd.disk import Pressure, Usage
-from metricsd.errors import SpoolUnavailable, StoreCorrupt, StoreError, StoreUnavailable
+from metricsd.errors import BackupFailed, SpoolUnavailable, StoreCorrupt, StoreError, StoreUnavailable
 from metricsd.identity import Identity
 from metricsd.ids import EventId
 from metricsd.intake import make_tail, prepare
@@ -137,7 +137,7 @@ class StoreKeeper:
 
     def note(self, error: StoreError) -> StoreUnavailable:
         """Hold what the store failed with, and return the error that its user should see."""
-        if isinstance(error, SpoolUnavailable):
+        if isinstance(error, SpoolUnavailable | BackupFailed):
             return error
         trouble = trouble_of(error, self.store.path, self._clock.now_us())
         if trouble.kind is TroubleKind.FULL and self._is_at_limit():
@@ -265,9 +265,16 @@ class StoreKeeper:
         self._open_store()
 
     def _try_writing(self) -> None:
-        """Write and sync one small fact; raise StoreError when that fails."""
+        """Write and sync one small fact, and take in one round; raise StoreError when that fails.
+
+        What failed may be beside the database (the folder of the quarantine): a round tells.
+        """
         with self.store.transaction(full=True):
             state.put(self.store, CHECKED, self._clock.now_us())
+        if self._tail is not None:
+            self._expect()
+            with contextlib.suppress(SpoolUnavailable):
+                self._tail.tick()
 
     def _start_tail(self) -> None:
         if self._identity is None:

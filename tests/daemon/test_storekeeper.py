@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from metricsd.config import load_config
-from metricsd.errors import StoreCorrupt, StoreUnavailable
+from metricsd.errors import BackupFailed, StoreCorrupt, StoreUnavailable
 from metricsd.identity import load_identity
 from metricsd.ids import EventId, capture_id
-from metricsd.store import connection, outbox, state
+from metricsd.intake import open_intake
+from metricsd.store import connection, outbox, salvage, state
 from metricsd.store.backup import backup
 from metricsd.store.recent import CallKey
 from metricsd.storekeeper import StoreKeeper, TroubleKind
@@ -205,6 +206,61 @@ class TestPermission:
             assert kind_of(kept) is None
             kept.take()
             assert kept.numbers() == Counter(wanted)
+
+
+class TestBeside:
+    def test_a_quarantine_that_cannot_be_written_is_one_trouble_until_it_can(self, kept: Kept) -> None:
+        """A round that fails beside the database holds the trouble: writing the database alone proves nothing."""
+        wanted = kept.stored(3)
+        folder = kept.paths.quarantine
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.write_text("in the way")
+        (kept.paths.spool / "new" / "Stop-1-1-0.jsonl").write_text("no json\n")
+        wanted += kept.stored(3)
+        assert kept.keeper.trouble is not None
+        since = kept.keeper.trouble.since_us
+        for _ in range(3):
+            kept.clock.advance(2)
+            found = kept.keeper.check()
+            assert found is not None
+            assert found.since_us == since
+        folder.unlink()
+        assert kind_of(kept) is None
+        kept.take()
+        assert kept.numbers() == Counter(wanted)
+        assert not list((kept.paths.spool / "new").iterdir())
+
+    def test_a_backup_that_cannot_be_made_is_no_trouble_of_the_store(
+        self, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Work goes on, no half copy is left, and what copies there are stay."""
+        kept.stored(3)
+        first = backup(kept.keeper.store, kept.paths.backups, keep=2)
+        kept.clock.advance(86_400)
+        real = os.statvfs
+
+        def statvfs(path: os.PathLike[str]) -> os.statvfs_result:
+            found = list(real(path))
+            found[4] = 1
+            return os.statvfs_result(found)
+
+        with monkeypatch.context() as patch, pytest.raises(BackupFailed, match="free some disk space"):
+            patch.setattr(os, "statvfs", statvfs)
+            kept.keeper.call(lambda: backup(kept.keeper.store, kept.paths.backups, keep=2))
+        assert kept.keeper.trouble is None
+        assert list(kept.paths.backups.iterdir()) == [first]
+
+    def test_a_foreground_command_goes_on_from_a_repair_that_was_cut_off(self, kept: Kept) -> None:
+        """`metricsd sync` without a daemon begins with the store that the backup and the damaged file give."""
+        wanted = kept.stored(20)
+        backup(kept.keeper.store, kept.paths.backups, keep=1)
+        wanted += kept.stored(20)
+        kept.keeper.close()
+        salvage.set_aside(kept.paths, kept.clock)
+        config = load_config(kept.paths, {}, system_file=Path("/none"))
+        open_intake(kept.paths, config, kept.clock).store.close()
+        assert kept.numbers() == Counter(wanted)
+        kept.assert_sound()
 
 
 class TestLimits:
