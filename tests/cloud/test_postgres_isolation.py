@@ -23,7 +23,7 @@ from metricsd.errors import UsageError
 from tests.cloud.support import CloudUnderTest, Device, event, events, statuses
 from tests.cloud.test_isolation import fill
 from tests.postgres import in_database
-from tests.postgres_fixtures import execute
+from tests.postgres_fixtures import drop_database, execute
 
 TENANTS = 20
 READABLE = """
@@ -166,7 +166,7 @@ async def test_tenants_may_live_on_several_servers(postgres_url: str, postgres_s
                 found = {row[0] for row in await db.fetch("SELECT nspname FROM pg_namespace WHERE nspname ~ '^t_'")}
             assert found == {there[held]}
     finally:
-        await execute(postgres_server, f"DROP DATABASE {database} WITH (FORCE)")
+        await drop_database(postgres_server, database)
 
 
 @pytest.mark.parametrize("text", ["", "t", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdef\n", 'x"; DROP --'])
