@@ -1,6 +1,7 @@
 """Fixtures of the cloud's tests: whoever asks for `cloud` is run on SQLite and on PostgreSQL.
 
-What a backend promises is tested once, for both. A test that looks into SQLite's files is marked `only_sqlite`.
+What a backend promises is tested once, for both. A test that looks into SQLite's files, or at nothing that a database
+could change, is marked `only_sqlite`.
 """
 
 from __future__ import annotations
