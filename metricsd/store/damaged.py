@@ -38,8 +38,9 @@ _Row = tuple[Any, ...]
 
 _EVENTS = f"SELECT {events.COLUMNS} FROM event WHERE pos BETWEEN ? AND ? ORDER BY pos LIMIT {ROWS_PER_READ}"
 _BY_ID = "SELECT {} FROM {} WHERE id BETWEEN ? AND ? ORDER BY id LIMIT " + str(ROWS_PER_READ)
-_COPIED = {
+COPIED = {
     "conflict_log": "INSERT OR REPLACE",
+    "legacy_extra": "INSERT OR REPLACE",
     "record": "INSERT OR REPLACE",
     "quarantine": "INSERT OR IGNORE",
 }
@@ -223,7 +224,7 @@ class Damaged:
 
     def _pour_tables(self, store: Store) -> None:
         """Copy the rows of the tables that stand alone, as far as both files know their columns."""
-        for table, verb in _COPIED.items():
+        for table, verb in COPIED.items():
             mine, theirs = _columns(store.db, table), self._columns(table)
             shared = [name for name in mine if name in theirs and not (table == "quarantine" and name == "id")]
             if not shared:

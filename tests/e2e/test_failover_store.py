@@ -124,6 +124,25 @@ def test_the_doubled_facts_of_two_hooks_stay_one(run: Setup) -> None:
     assert run.stored()[number] == 1
 
 
+def test_a_restart_without_a_store_goes_on_as_before(run: Setup) -> None:
+    """The daemon starts although its store cannot be opened, bypasses it again, and doubles nothing."""
+    run.await_calm()
+    run.settle()
+    _forbid(run)
+    until(lambda: run.mode()[0] == "remote_only", 20.0)
+    run.capture(3)
+    until(lambda: run.cloud.numbers() == Counter(run.written), 30.0)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        run.stop(how)
+        run.capture(2)
+        run.start()
+        until(lambda: run.mode()[0] == "remote_only", 20.0)
+        until(lambda: run.cloud.numbers() == Counter(run.written), 30.0)
+    assert waiting(run) == 7
+    _allow(run)
+    run.settle()
+
+
 @pytest.mark.parametrize("first", ["store", "cloud"])
 def test_both_at_once_lose_nothing_whichever_comes_back_first(run: Setup, first: str) -> None:
     """Degraded, and the reason names both; hooks go on, captures wait."""
