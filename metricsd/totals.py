@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 NO_DURATION = -1
 """Bucket of what has no duration."""
+COUNTED_MAX = 1 << 40
+"""What one event adds to a sum at most (35 years of milliseconds): a hostile number can never make a sum overflow."""
 LINEAR_MS = 16
 """Durations below this many milliseconds have a bucket each; above, eight buckets per doubling (at most 12.5 % wide)."""
 

@@ -20,6 +20,8 @@ TEXT_SHOWN_MAX = 60
 TIME_CHARS_MAX = 64
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+_TIME_MS_MIN = -62_135_596_800_000
+"""The first millisecond of the year 1."""
 _TIME_MS_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999."""
 
@@ -40,7 +42,7 @@ def find_ms(value: object) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        return int(value) if -_TIME_MS_MAX <= value <= _TIME_MS_MAX else None
+        return int(value) if _TIME_MS_MIN <= value <= _TIME_MS_MAX else None
     if not isinstance(value, str) or len(value) > TIME_CHARS_MAX:
         return None
     try:
@@ -52,8 +54,12 @@ def find_ms(value: object) -> int | None:
 
 
 def iso(ms: int) -> str:
-    """Return milliseconds since 1970 as the older formats write them: UTC, three digits, Z."""
-    return (_EPOCH + ms * _MS).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """Return milliseconds since 1970 as the older formats write them: UTC, three digits, Z; at most the year 9999."""
+    return (
+        (_EPOCH + min(max(ms, _TIME_MS_MIN), _TIME_MS_MAX) * _MS)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def user_uuid(user: str) -> str:

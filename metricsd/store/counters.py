@@ -14,6 +14,7 @@ from metricsd.model import NAME_CHARS_MAX, Event, Kind
 from metricsd.store import place
 from metricsd.store.connection import Store
 from metricsd.store.devices import own_device
+from metricsd.totals import COUNTED_MAX
 
 NUMBERS = (
     "events", "starts", "prompts", "turns", "failed_turns", "tool_calls", "tool_failures", "tool_ms",
@@ -88,9 +89,9 @@ class Tally:
             numbers[5] += 1
             if e.outcome != "ok":
                 numbers[6] += 1
-            numbers[7] += e.duration_ms or 0
-            numbers[8] += e.lines_added or 0
-            numbers[9] += e.lines_removed or 0
+            numbers[7] += min(e.duration_ms or 0, COUNTED_MAX)
+            numbers[8] += min(e.lines_added or 0, COUNTED_MAX)
+            numbers[9] += min(e.lines_removed or 0, COUNTED_MAX)
         else:
             if e.model is not None:
                 self.model = e.model

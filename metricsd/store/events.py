@@ -22,6 +22,7 @@ from metricsd.store.devices import device_id_of as device_id_of
 from metricsd.store.devices import device_row as device_row
 from metricsd.store.devices import own_device as own_device
 from metricsd.store.rollups import NO_DURATION, Hours, Key, Totals, bucket_of
+from metricsd.totals import COUNTED_MAX
 
 OUTCOMES: tuple[str, ...] = ("ok", "failed", "interrupted", "denied")
 """Stored as their index; any other text (of a newer version) as OTHER_OUTCOME + its term."""
@@ -197,6 +198,10 @@ def _prepare(
         if e.extra is not None or e.model is not None or e.agent is not None or e.reason is not None:
             tags, more = _tags_and_more(store, e)
         duration, added, removed = e.duration_ms, e.lines_added, e.lines_removed
+        # What is stored is what was said; what is added up has a bound.
+        ms, plus, minus = duration or 0, added or 0, removed or 0
+        if ms > COUNTED_MAX or plus > COUNTED_MAX or minus > COUNTED_MAX:
+            ms, plus, minus = min(ms, COUNTED_MAX), min(plus, COUNTED_MAX), min(minus, COUNTED_MAX)
         rows.append(
             (pos, event_id, e.at, device, kind, session, tool, outcome, duration, pack_call(e.call), project, branch, subject,
              e.input_bytes, e.output_bytes, added, removed, tags, batch, more)
@@ -207,13 +212,13 @@ def _prepare(
         key = (slot // 24, device, kind, tool or 0, project or 0, batch or 0, bucket)
         total = totals.get(key)
         if total is None:
-            totals[key] = [1, failed, duration or 0, added or 0, removed or 0]
+            totals[key] = [1, failed, ms, plus, minus]
         else:
             total[0] += 1
             total[1] += failed
-            total[2] += duration or 0
-            total[3] += added or 0
-            total[4] += removed or 0
+            total[2] += ms
+            total[3] += plus
+            total[4] += minus
         hour_key = (slot, device, kind, batch or 0)
         hour = hours.get(hour_key)
         if hour is None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from metricsd.store import state
 from metricsd.store.calendar import Days, days_in
 from metricsd.store.connection import Store
+from metricsd.store.scan import bounded
+from metricsd.totals import COUNTED_MAX
 from metricsd.totals import NO_DURATION as NO_DURATION
 from metricsd.totals import bucket_bounds as bucket_bounds
 from metricsd.totals import bucket_of as bucket_of
@@ -43,18 +45,19 @@ _UPSERT_HOUR = """
 INSERT INTO hour_total VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET n = n + excluded.n, failed = failed + excluded.failed
 """
-_OF_DELETED = """
+
+_OF_DELETED = f"""
 SELECT e.at, e.device, e.type, coalesce(e.tool, 0), coalesce(e.project, 0), coalesce(e.batch, 0),
-    coalesce(e.outcome, 0) != 0, e.duration_ms, coalesce(e.lines_added, 0), coalesce(e.lines_removed, 0)
+    coalesce(e.outcome, 0) != 0, e.duration_ms, {bounded("e.lines_added")}, {bounded("e.lines_removed")}
 FROM event AS e JOIN session AS s ON s.id = e.session
-WHERE e.pos IN ({}) AND EXISTS (
+WHERE e.pos IN ({{}}) AND EXISTS (
     SELECT 1 FROM record AS r WHERE r.type = 'session' AND r.id = s.app || '/' || s.session_id AND r.deleted = 1)
 """
-_KEEP_BATCHES = """
+_KEEP_BATCHES = f"""
 INSERT INTO folded_batch
-SELECT session, batch, type, count(*), sum(coalesce(outcome, 0) != 0), sum(coalesce(duration_ms, 0)),
-    sum(coalesce(lines_added, 0)), sum(coalesce(lines_removed, 0))
-FROM event WHERE pos IN ({}) AND batch IS NOT NULL AND session IS NOT NULL GROUP BY session, batch, type
+SELECT session, batch, type, count(*), sum(coalesce(outcome, 0) != 0), sum({bounded("duration_ms")}),
+    sum({bounded("lines_added")}), sum({bounded("lines_removed")})
+FROM event WHERE pos IN ({{}}) AND batch IS NOT NULL AND session IS NOT NULL GROUP BY session, batch, type
 ON CONFLICT DO UPDATE SET n = n + excluded.n, failed = failed + excluded.failed,
     duration_ms = duration_ms + excluded.duration_ms,
     lines_added = lines_added + excluded.lines_added, lines_removed = lines_removed + excluded.lines_removed
@@ -113,7 +116,7 @@ def before_drop(store: Store, positions_sql: str, values: tuple[int, ...]) -> No
     ):
         slot = days.slot(at)
         total = totals.setdefault((slot // 24, device, kind, tool, project, batch, bucket_of(duration)), [0] * 5)
-        for index, value in enumerate((1, failed, duration or 0, *lines)):
+        for index, value in enumerate((1, failed, min(duration or 0, COUNTED_MAX), *lines)):
             total[index] += value
         hour = hours.setdefault((slot, device, kind, batch), [0, 0])
         hour[0] += 1

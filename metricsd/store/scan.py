@@ -11,6 +11,8 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+from metricsd.totals import COUNTED_MAX
+
 MARGIN_US = 3_600 * 1_000_000
 """How far an event may lie from the time in its id; captures are within two seconds."""
 _ID_MS_MAX = (1 << 48) - 1
@@ -60,6 +62,11 @@ def events_of(db: sqlite3.Connection, sessions: Collection[int], window: Window 
     yield from map(_row, db.execute(sql, (json.dumps(sorted(sessions)), *values)))
 
 
+def bounded(column: str) -> str:
+    """Return the SQL of what an event's column adds to a sum."""
+    return f"min(coalesce({column}, 0), {COUNTED_MAX})"
+
+
 def within(window: Window, prefix: str) -> tuple[str, tuple[bytes, bytes, bytes]]:
     """Return the condition on ids, of columns with this prefix, for a stretch of time, and its values."""
     return _WITHIN.format(prefix), _range(window)
@@ -80,5 +87,6 @@ def _row(
 ) -> Row:
     at, kind, session, tool, project, batch, outcome, duration, added, removed = row
     return Row(
-        at, kind, session, tool or 0, project or 0, batch or 0, 1 if outcome else 0, duration, added or 0, removed or 0
-    )
+        at, kind, session, tool or 0, project or 0, batch or 0, 1 if outcome else 0,
+        duration, min(added or 0, COUNTED_MAX), min(removed or 0, COUNTED_MAX),
+    )  # fmt: skip

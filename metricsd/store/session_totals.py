@@ -12,8 +12,9 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from metricsd.store.scan import bounded
 from metricsd.store.summary import ALL_DAYS, TOOL_USED, Address, Summary, Sums
-from metricsd.totals import SessionTotal
+from metricsd.totals import COUNTED_MAX, SessionTotal
 
 _FIELDS = (
     "started_at", "last_at", "end_at", "idle_at", "end_reason", "project", "branch", "model",
@@ -35,20 +36,26 @@ HAVING min(started_at) >= ? AND min(started_at) < ?
 _NOTED_STARTS = """
 SELECT json_extract(r.fields, '$.started_at'), s.id FROM record AS r LEFT JOIN session AS s
 ON s.app = substr(r.id, 1, instr(r.id, '/') - 1) AND s.session_id = substr(r.id, instr(r.id, '/') + 1)
-WHERE r.type = 'session' AND r.deleted = 0 AND json_extract(r.fields, '$.started_at') IS NOT NULL
+WHERE r.type = 'session' AND r.deleted = 0 AND json_type(r.fields, '$.started_at') = 'integer'
+AND json_extract(r.fields, '$.started_at') >= 0
 AND NOT EXISTS (SELECT 1 FROM session_counters AS c WHERE c.session = s.id AND c.events > 0 AND c.starts > 0)
 """
-_RETRACTED = """
-SELECT e.session, t.kind, count(*), sum(coalesce(e.outcome, 0) != 0), sum(coalesce(e.duration_ms, 0)),
-    sum(coalesce(e.lines_added, 0)), sum(coalesce(e.lines_removed, 0))
+_SUMS = ", ".join(f"sum({bounded(f'e.{name}')})" for name in ("duration_ms", "lines_added", "lines_removed"))
+_RETRACTED = f"""
+SELECT e.session, t.kind, count(*), sum(coalesce(e.outcome, 0) != 0), {_SUMS}
 FROM event AS e JOIN event_type AS t ON t.id = e.type
-WHERE e.batch IN ({0}) AND e.session IS NOT NULL GROUP BY e.session, t.kind
+WHERE e.batch IN ({{0}}) AND e.session IS NOT NULL GROUP BY e.session, t.kind
 UNION ALL
 SELECT f.session, t.kind, f.n, f.failed, f.duration_ms, f.lines_added, f.lines_removed
-FROM folded_batch AS f JOIN event_type AS t ON t.id = f.type WHERE f.batch IN ({0})
+FROM folded_batch AS f JOIN event_type AS t ON t.id = f.type WHERE f.batch IN ({{0}})
 """
 _EVENTS = "SELECT sum(events) FROM session_counters WHERE session = ?"
 _HASHED = ("h:", "custom:")
+_TIMES, _TEXTS = ("started_at", "ended_at"), ("end_reason", "project", "branch")
+_AT_MAX = 253_402_300_799_999_999
+"""The last microsecond of the year 9999: later times cannot be shown."""
+SCORE_MAX = 100
+"""Of a score set by hand."""
 _FOREVER_US = 2**62
 
 _NAMES = ("session", "app", "session_id", "device_id", *_FIELDS)
@@ -71,7 +78,8 @@ def starts(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> dict[int, int]
     found: dict[int, int] = {}
     for at in began:
         day = summary.days.of(at)
-        found[day] = found.get(day, 0) + 1
+        if days[0] <= day <= days[1]:
+            found[day] = found.get(day, 0) + 1
     return found
 
 
@@ -205,12 +213,13 @@ def _noted(record_id: str, noted: Values) -> SessionTotal:
 
 
 def _by_hand(noted: Values) -> Values:
+    tags = noted.get("tags")
     return {
-        "description": noted.get("description"),
-        "tags": tuple(noted.get("tags") or ()),
-        "score": noted.get("score"),
-        "focus_ms": noted.get("focus_time_ms"),
-        "interruptions": noted.get("interruptions_count"),
+        "description": _text(noted.get("description")),
+        "tags": tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
+        "score": _score(noted.get("score")),
+        "focus_ms": _count(noted.get("focus_time_ms")),
+        "interruptions": _count(noted.get("interruptions_count")),
     }
 
 
@@ -269,8 +278,34 @@ def _wholly_retracted(summary: Summary) -> frozenset[int]:
 
 
 def _object(text: str) -> Values:
+    """Return a record's fields. They come from other devices as they are: times that are none are left out."""
     found = json.loads(text)
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in _TIMES + _TEXTS
+        or (name in _TEXTS and isinstance(value, str))
+        or (name in _TIMES and _is_time(value))
+    }
+
+
+def _count(value: object) -> int | None:
+    return min(value, COUNTED_MAX) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _AT_MAX
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _score(value: object) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= SCORE_MAX
+    return float(value) if known and isinstance(value, int | float) else None
 
 
 def _int(value: object) -> int:

@@ -17,14 +17,14 @@ from typing import NamedTuple, TypeVar
 from metricsd.store import scan
 from metricsd.store.calendar import HOURS, Days, days_in, here
 from metricsd.store.scan import Window
-from metricsd.totals import Cell, HourCell, bucket_of
+from metricsd.totals import COUNTED_MAX, Cell, HourCell, bucket_of
 
 READ_TIMEOUT_S = 2.0
 SCHEMA_MIN = 4
 """The step that made the tables which are read here."""
 TOOL_USED = "tool_used"
-DAY_MAX = 2_932_896
-"""The last day of the year 9999."""
+DAY_MAX = 2_932_880
+"""Two weeks before the end of the year 9999, so that every day's week can be shown."""
 ALL_DAYS = (-1, DAY_MAX)
 """1970 begins a day earlier to the west of Greenwich."""
 DIMENSIONS = ("day", "app", "kind", "tool", "project", "bucket")
@@ -176,14 +176,18 @@ class Summary:
             return []
         retracted = {self.name(batch) for batch in self.retracted}
         found = []
+        first, last = days
         for app, session, tool, at, n, failed, rate, duration, batch in self._db.execute(_METRICS):
             if f"{app}/{session}" in self.deleted_ids or (batch is not None and batch in retracted):
                 continue
-            if days != ALL_DAYS and (at is None or not days[0] <= self.days.of(at) <= days[1]):
+            moment = at if isinstance(at, int) and first <= self.days.of(at) <= last else None
+            if moment is None and (at is not None or days != ALL_DAYS):
                 continue
-            count = 1 if n is None else n
-            bad = failed if failed is not None else 0 if rate is None else round(count * (1 - rate))
-            found.append(Metric(app, session, tool, at, count, min(bad, count), duration))
+            count, bad, ms = _whole(n), _whole(failed), _whole(duration)
+            count = 1 if count is None else count
+            if bad is None:
+                bad = round(count * (1 - min(max(rate, 0), 1))) if isinstance(rate, int | float) else 0
+            found.append(Metric(_text(app), _text(session), _text(tool), moment, count, min(bad, count), ms))
         return found
 
     def name(self, term: int | None) -> str | None:
@@ -243,7 +247,7 @@ class Summary:
                 project if placed else None,
                 bucket_of(duration_ms) if timed else None,
             )
-            _add(found, key, (1, failed, duration_ms or 0, added, removed))
+            _add(found, key, (1, failed, min(duration_ms or 0, COUNTED_MAX), added, removed))
         named: dict[tuple[object, ...], Sums] = {}
         for (one, row, tool_row, project_row, bucket), sums in found.items():
             app, name = (None, None) if row is None else self._types[row]
@@ -334,6 +338,15 @@ def _find_deleted(
             if of(app, session_id) in hidden:
                 found.add(session)
     return frozenset(found), frozenset(str(one) for one, _ in rows)
+
+
+def _whole(value: object) -> int | None:
+    """Return a count of a record; None for what is none, because records come from other devices as they are."""
+    return min(value, COUNTED_MAX) if isinstance(value, int) and value >= 0 else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _is_hashed(record_id: str) -> bool:
