@@ -14,7 +14,7 @@ from metricsd.cloud.pg_errors import schema_not_ready
 from metricsd.cloud.pg_names import CONTROL, new_roles, role, schema_of
 from metricsd.cloud.pg_pool import Db
 from metricsd.crash import crash_point
-from metricsd.errors import SchemaTooNew
+from metricsd.errors import SchemaTooNew, UsageError
 from metricsd.schema import STEPS_PER_MAJOR, Step, load_steps
 
 CONTROL_STEPS = load_steps("metricsd.cloud.schema.pg_control")
@@ -61,6 +61,11 @@ async def find_instance(db: Db) -> Instance | None:
 
 async def install(db: Db) -> Instance:
     """Make the control schema and its roles, or bring them up to date; raise SchemaTooNew."""
+    encoding = await db.fetchval("SHOW server_encoding")
+    if encoding != "UTF8":
+        raise UsageError(
+            f"the database is in {encoding}: make it anew with createdb --encoding=UTF8 --template=template0"
+        )
     await db.execute("SELECT pg_advisory_xact_lock($1)", _INSTALL_LOCK)
     found = await find_instance(db)
     if found is None:

@@ -36,8 +36,10 @@ _BROKEN = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
+    # The server behind the line is no longer the one to write to; a new connection may find that.
+    asyncpg.ReadOnlySQLTransactionError,
 )
-"""After these nobody knows what the connection is in the middle of."""
+"""After these nobody knows what the connection is in the middle of, or whether it is of any use."""
 
 
 class Db(Protocol):

@@ -33,6 +33,9 @@ SESSIONS_MAX = 1000
 
 
 LOCK_WAIT_MS = 2000
+_LOOK = """
+SELECT session_user::text, current_setting('fsync') = 'on' AND current_setting('synchronous_commit') != 'off'
+"""
 
 
 class PostgresBackend:
@@ -69,17 +72,20 @@ class PostgresBackend:
                 return ["this database holds no cloud yet: make a tenant with `metricsd cloud tenant create NAME`"]
             instance = await self.directory.instance()
             async with self.pool(None).transaction() as db:
-                login = await db.fetchval("SELECT session_user::text")
+                login, lasting = await db.fetchrow(_LOOK)
         except Exception as error:
             if will_pass(error):
                 return [f"the database is not ready ({error}): requests are answered with 503 until it is"]
             raise as_told(error) from error
-        if login == instance.ingest:
-            return []
-        return [
-            f"the URL's login {login!r} may do more than serving needs: requests run under {instance.ingest!r} and the"
-            f" tenants' roles; give that role a password and use it in the URL"
-        ]
+        told = []
+        if not lasting:
+            told.append("fsync or synchronous_commit is off there: a power failure may take what was acknowledged")
+        if login != instance.ingest:
+            told.append(
+                f"the URL's login {login!r} may do more than serving needs: requests run under {instance.ingest!r} and"
+                " the tenants' roles; give that role a password and use it in the URL"
+            )
+        return told
 
     async def retain(self, tenant: Tenant, days: int, act: Act) -> int:
         """Keep a tenant's events for so many days from now on (0: for ever); return how many were dropped for it."""

@@ -229,6 +229,22 @@ async def test_a_server_that_goes_away_is_503_until_it_is_back() -> None:
             assert (await device.push(events(1, first=4), base_seq=3))["acked_through"] == 4
 
 
+async def test_a_server_that_takes_no_writes_is_left_for_one_that_does(postgres_url: str) -> None:
+    """As behind an address that moves at a failover: 503 meanwhile, and the old connection is not held on to."""
+    async with CloudUnderTest(postgres_url) as cloud:
+        device = await cloud.device()
+        database = postgres_url.rpartition("/")[2]
+        async with connected(postgres_url) as db:
+            await db.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+            await db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid != pg_backend_pid() AND datname = current_database()"
+            )
+            assert (await device.try_push(events(1))).status_code == 503
+            await db.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only")
+        assert (await device.push(events(1)))["acked_through"] == 1
+
+
 async def test_a_login_or_database_that_is_not_there_stops_a_start(postgres_url: str) -> None:
     """Waiting would not help: one line that says which."""
     for url in (f"{postgres_url}_x", postgres_url.replace("postgres@", "nobody_there@")):
