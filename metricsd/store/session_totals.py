@@ -23,15 +23,20 @@ _FIELDS = (
 )  # fmt: skip
 INFERRED = "inferred"
 """counters.INFERRED, whose module costs an import of msgspec."""
-_ROWS = f"""
+_COUNTERS = f"""
 SELECT c.session, s.app, s.session_id, d.device_id, {", ".join("c." + name for name in _FIELDS)}
 FROM session_counters AS c JOIN session AS s ON s.id = c.session JOIN device AS d ON d.id = c.device
-WHERE c.events > 0 AND max(c.last_at, coalesce(c.end_at, 0)) >= ? ORDER BY c.session
+WHERE c.events > 0
 """
+_ALL = f"{_COUNTERS} ORDER BY c.session"
+_ACTIVE = f"{_COUNTERS} AND max(c.last_at, coalesce(c.end_at, 0)) >= ? ORDER BY c.session"
 _NOTED = "SELECT id, fields FROM record WHERE type = 'session' AND deleted = 0"
+_ALL_STARTS = "SELECT session, min(started_at) FROM session_counters WHERE events > 0 GROUP BY session"
 _STARTS = """
-SELECT session, min(started_at) FROM session_counters WHERE events > 0 GROUP BY session
-HAVING min(started_at) >= ? AND min(started_at) < ?
+SELECT c.session, min(c.started_at) FROM session_counters AS c
+WHERE c.events > 0 AND c.started_at >= ? AND c.started_at < ? AND NOT EXISTS (
+    SELECT 1 FROM session_counters AS o WHERE o.session = c.session AND o.events > 0 AND o.started_at < ?)
+GROUP BY c.session
 """
 _NOTED_STARTS = """
 SELECT json_extract(r.fields, '$.started_at'), s.id FROM record AS r LEFT JOIN session AS s
@@ -73,7 +78,8 @@ def starts(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> dict[int, int]
     bounds = (-_FOREVER_US, _FOREVER_US) if window is None else window
     noted = summary.db.execute(_NOTED_STARTS).fetchall()
     hidden = summary.deleted | _wholly_retracted(summary) | {session for _, session in noted}
-    began = [at for session, at in summary.db.execute(_STARTS, bounds) if session not in hidden]
+    rows = summary.db.execute(_ALL_STARTS) if window is None else summary.db.execute(_STARTS, (*bounds, bounds[0]))
+    began = [at for session, at in rows if session not in hidden]
     began.extend(at for at, _ in noted if bounds[0] <= at < bounds[1])
     found: dict[int, int] = {}
     for at in began:
@@ -114,7 +120,8 @@ def _rows(summary: Summary, since_us: int) -> Iterator[list[Row]]:
     if summary.db is None:
         return
     back = _retracted(summary)
-    for session, group in groupby(summary.db.execute(_ROWS, (since_us,)), key=itemgetter(0)):
+    found = summary.db.execute(_ACTIVE, (since_us,)) if since_us else summary.db.execute(_ALL)
+    for session, group in groupby(found, key=itemgetter(0)):
         rows = list(group)
         if session in summary.deleted:
             continue

@@ -44,6 +44,11 @@ WAYS = (
     ("day", "tool"),
     (),
 )
+UNDO_STEPS = """
+DROP TABLE day_total; DROP TABLE hour_total; DROP INDEX event_batch; DROP TABLE folded_batch;
+DROP INDEX session_counters_started; DROP INDEX session_counters_active; PRAGMA user_version = 3
+"""
+"""Makes a store what it was before the steps of totals and of session times."""
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacific/Apia")
 
 times = st.sampled_from([SPRING_US, AUTUMN_US, START_US]).flatmap(
@@ -232,9 +237,7 @@ def test_an_older_stores_totals_are_made_from_what_is_there(tmp_path: Path, monk
         store = Store.open(path)
         store.days = days_in("Asia/Kolkata")
         put(store, [item(n, at=START_US + n * 7 * HOUR_US, outcome=("ok", "failed")[n % 2]) for n in range(9)])
-        store.db.executescript(
-            "DROP TABLE day_total; DROP TABLE hour_total; DROP INDEX event_batch; DROP TABLE folded_batch; PRAGMA user_version = 3"
-        )
+        store.db.executescript(UNDO_STEPS)
         store.close()
         with reading(path, days=days_in("Asia/Kolkata")) as summary:
             compare(summary, ALL_DAYS)
@@ -298,6 +301,12 @@ def test_sessions_are_those_of_the_session_list(history: list[tuple[str, Any]], 
         with reading(path) as summary:
             found = session_totals.read(summary)
             began = session_totals.starts(summary)
+            for day in {*began, summary.days.of(SPRING_US)}:
+                some = {day: began[day]} if day in began else {}
+                assert session_totals.starts(summary, (day, day)) == some
+                since_us = summary.days.start_us(day)
+                recent = [one for one in found if one.last_at >= since_us]
+                assert session_totals.read(summary, since_us=since_us) == recent
         assert {
             one.id: (one.started_at, one.ended_at, one.end_reason, one.project, one.tool_calls, one.description)
             for one in found
