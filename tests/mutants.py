@@ -298,6 +298,13 @@ MUTANTS = (
         f"{POSTGRES}_order.py::test_a_writer_that_commits_late_is_seen_by_a_puller_who_came_between",
     ),
     Mutant(
+        "numbers of texts outlive the server that gave them",
+        "metricsd/cloud/pg_terms.py",
+        "        if self._losses != self._pool.losses:\n",
+        "        if self._losses > self._pool.losses:\n",
+        f"{POSTGRES}_restore.py::test_a_restored_database_is_told_from_the_one_that_went_on",
+    ),
+    Mutant(
         "the ingest login has its tenants' rights at all times",
         "metricsd/cloud/pg_install.py",
         '"LOGIN NOINHERIT"',
