@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,20 +188,6 @@ def in_database(url: str, database: str) -> str:
     head, _, tail = url.partition("//")
     place, _, options = tail.partition("?")
     return f"{head}//{place.split('/')[0]}/{database}" + (f"?{options}" if options else "")
-
-
-def wait_until_it_answers(port: int) -> None:
-    """Return when something listens on a loopback port; raise TimeoutError."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing answers on port {port}") from None
-            time.sleep(0.02)
-        else:
-            return
 
 
 def _clear_abandoned() -> None:

@@ -59,9 +59,3 @@ def checked_url(url: str) -> str:
     if not named:
         raise UsageError("--database: write postgresql://USER@HOST:PORT/DATABASE, the password in ~/.pgpass")
     return url
-
-
-def shown(url: str) -> str:
-    """Return a URL as it may be logged: without user, password and options."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
