@@ -34,6 +34,7 @@ RESTORED = "tests/sync/test_restored_store.py"
 KEEPER = "tests/daemon/test_storekeeper.py"
 STORE_FAULTS = "tests/e2e/test_failover_store.py"
 POSTGRES = "tests/cloud/test_postgres"
+TOTALS = "tests/analytics/test_totals_equal_events.py"
 
 
 class Mutant(NamedTuple):
@@ -472,6 +473,62 @@ MUTANTS = (
         "        elif not is_writable(self.store.path):\n",
         "        elif False:\n",
         f"{STORE_FAULTS}::test_a_store_that_may_not_be_written_is_bypassed",
+    ),
+    Mutant(
+        "retracted imports count",
+        "metricsd/store/summary.py",
+        "self.retracted = tuple(sorted(row for (row,) in db.execute(_RETRACTED)))",
+        "self.retracted = ()",
+        "tests/cli/test_report.py::test_what_was_retracted_or_deleted_does_not_count_and_metrics_do",
+    ),
+    Mutant(
+        "deleted sessions count",
+        "metricsd/store/summary.py",
+        "        if self.deleted:\n            found.extend",
+        "        if not self.deleted:\n            found.extend",
+        f"{TOTALS}::test_totals_say_what_the_events_say",
+    ),
+    Mutant(
+        "a fold forgets what it hid",
+        "metricsd/store/rollups.py",
+        "    if totals:\n        add(store, totals, hours, sign=-1)",
+        "    if not totals:\n        add(store, totals, hours, sign=-1)",
+        f"{TOTALS}::test_what_was_deleted_before_it_was_folded_stays_out",
+    ),
+    Mutant(
+        "a fold forgets imports",
+        "metricsd/store/rollups.py",
+        "    store.db.execute(_KEEP_BATCHES",
+        "    positions_sql and store.db.execute('SELECT 1') or store.db.execute(_KEEP_BATCHES",
+        "tests/analytics/test_session_totals.py::test_a_retracted_import_is_taken_back_from_its_sessions",
+    ),
+    Mutant(
+        "days of whoever writes",
+        "metricsd/store/rollups.py",
+        "    elif noted != store.days.name:\n",
+        "    elif noted == store.days.name:\n",
+        f"{TOTALS}::test_the_zone_of_the_totals_is_the_first_writers",
+    ),
+    Mutant(
+        "no sum is bounded",
+        "metricsd/totals.py",
+        "COUNTED_MAX = 1 << 40",
+        "COUNTED_MAX = (1 << 63) - 1",
+        "tests/analytics/test_hostile.py::test_huge_numbers_of_one_event_cannot_overflow_a_sum",
+    ),
+    Mutant(
+        "the original overwrites an edit",
+        "metricsd/legacy/convert.py",
+        "value = origin.get(name, missing) if now is missing or now == then else now",
+        "value = origin.get(name, missing)",
+        "tests/legacy/test_convert_laws.py::test_what_was_changed_in_between_stays_changed",
+    ),
+    Mutant(
+        "a spreadsheet runs a tool's name",
+        "metricsd/cli/table.py",
+        "if isinstance(value, str) and value.startswith(_FORMULA):",
+        "if isinstance(value, str) and not value.startswith(_FORMULA):",
+        "tests/cli/test_report.py::test_names_of_strangers_steer_no_terminal_and_no_spreadsheet",
     ),
 )
 
