@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from metricsd.legacy.convert import DIRECTIONS
 from tests.homes import REPOSITORY, Home
-from tests.legacy.golden import recordings
+from tests.legacy.golden import THROWS, is_like, recordings
+from tests.legacy.test_golden_converter import AS_RECORDED
 
 GOOD = '{"session_id":"a","start_time":"2025-01-01T00:00:00Z","user":"u"}'
 
@@ -49,6 +51,27 @@ def test_a_recorded_conversion_through_the_program(tmp_path: Path) -> None:
     one = next(one for one in recordings("converter.jsonl") if one["direction"] == "sessions:local->cloud")
     out = Home(tmp_path).ok("legacy", "convert", one["direction"], stdin=json.dumps(one["input"]))
     assert json.loads(out) == one["output"]
+
+
+def test_every_recorded_conversion_through_the_program(tmp_path: Path) -> None:
+    """Each direction as one stream: answers in order, a bad line for each that threw."""
+    home = Home(tmp_path)
+    by_direction: dict[str, list[dict[str, Any]]] = {}
+    for one in AS_RECORDED:
+        by_direction.setdefault(one["direction"], []).append(one)
+    for direction, some in by_direction.items():
+        lines = "".join(json.dumps(one["input"]) + "\n" for one in some)
+        done = home.run("legacy", "convert", direction, stdin=lines)
+        answers = iter(map(json.loads, done.stdout.splitlines()))
+        refused = 0
+        for one in some:
+            if isinstance(one["output"], dict) and THROWS in one["output"]:
+                refused += 1
+            else:
+                assert is_like(one["output"], next(answers)), one["name"]
+        assert list(answers) == []
+        assert done.stderr.count(": line ") == refused
+        assert done.returncode == (1 if refused else 0)
 
 
 def test_directions_are_listed_and_a_wrong_one_is_a_wrong_command_line(tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from metricsd.cli.table import csv_cell, text_table
+from metricsd.config import load_config
+from metricsd.identity import find_credentials
 from metricsd.store import events, records
 from metricsd.store.connection import Store
 from metricsd.store.counters import NUMBERS
 from metricsd.store.events import Identified
+from metricsd.sync.outgoing import Outgoing
 from tests.analytics.support import delete_session, item, put, put_metric, set_batch
 from tests.homes import REPOSITORY, Home, opened, tool_use, until
 
@@ -283,3 +286,26 @@ def test_a_deleted_session_under_a_hashed_id_stays_out_once_logged_in(tmp_path: 
         assert [row["id"] for row in rows(home, "sessions")] == ["an-opaque-id"]
         assert sum(row["tool_calls"] for row in rows(home)) == 1
         assert json.loads(home.ok("today", "--json"))["tool_calls"] == 1
+
+
+def test_a_project_that_travelled_as_a_hash_is_one_with_its_name(tmp_path: Path) -> None:
+    """What another laptop did in a project of this machine stands under its name; an unknown one stays a hash."""
+    with opened(tmp_path) as home:
+        process = home.start("run", "--with-cloud")
+        until(lambda: process.poll() is not None or home.status()["daemon"]["running"])
+        until(lambda: home.paths.credentials.exists())
+        found = find_credentials(home.paths)
+        assert found is not None
+        way = Outgoing(
+            found.tenant_key, load_config(home.paths, home.env).sync._replace(level="metrics", share_projects=())
+        )
+        store = filled(home, [item(1, project="mine", tool="mcp__a__b", session="a", at=now_us())])
+        there = {"session": "b", "tool": way.tool("mcp__a__b"), "at": now_us()}
+        with store.transaction():
+            device = events.device_row(store, "other")
+        put(
+            store, [item(2, project=way.project("mine"), **there), item(3, project="h:unknown", **there)], device=device
+        )
+        store.close()
+        assert {row["project"]: row["calls"] for row in rows(home, "projects")} == {"mine": 2, "h:unknown": 1}
+        assert {row["tool"]: row["calls"] for row in rows(home, "tools")} == {"mcp__a__b": 3}
