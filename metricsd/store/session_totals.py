@@ -29,7 +29,12 @@ FROM session_counters AS c JOIN session AS s ON s.id = c.session JOIN device AS 
 WHERE c.events > 0
 """
 _ALL = f"{_COUNTERS} ORDER BY c.session"
-_ACTIVE = f"{_COUNTERS} AND max(c.last_at, coalesce(c.end_at, 0)) >= ? ORDER BY c.session"
+_ACTIVE = f"""{_COUNTERS} AND c.session IN (
+    SELECT a.session FROM session_counters AS a WHERE max(a.last_at, coalesce(a.end_at, 0)) >= ?
+    UNION SELECT value FROM json_each(?)) ORDER BY c.session
+"""
+"""All rows of a session of which one device was active, or of which somebody noted that it was."""
+_ROW = "SELECT id FROM session WHERE app = ? AND session_id = ?"
 _NOTED = "SELECT id, fields FROM record WHERE type = 'session' AND deleted = 0"
 _ALL_STARTS = "SELECT session, min(started_at) FROM session_counters WHERE events > 0 GROUP BY session"
 _STARTS = """
@@ -98,7 +103,7 @@ def read(summary: Summary, *, since_us: int = 0, address: Address | None = None)
         return []
     notes = {str(one): _object(fields) for one, fields in summary.db.execute(_NOTED)}
     groups: dict[str, list[Row]] = {}
-    for rows in _rows(summary, since_us):
+    for rows in _rows(summary, since_us, [one for one, fields in notes.items() if _noted_until(fields) >= since_us]):
         app, session_id = rows[0][1], rows[0][2]
         record_id = address(app, session_id) if address is not None else f"{app}/{session_id}"
         known = groups.get(record_id)
@@ -108,19 +113,24 @@ def read(summary: Summary, *, since_us: int = 0, address: Address | None = None)
         for one, rows in groups.items()
     }
     for one, fields in notes.items():
-        began = fields.get("started_at")
-        if one not in found and isinstance(began, int) and max(began, _int(fields.get("ended_at"))) >= since_us:
+        if one not in found and "started_at" in fields and _noted_until(fields) >= since_us:
             found[one] = _noted(one, fields)
     _add_metrics(summary, found)
-    return sorted(found.values(), key=lambda one: (-one.started_at, one.app, one.id))
+    recent = (one for one in found.values() if one.last_at >= since_us)
+    return sorted(recent, key=lambda one: (-one.started_at, one.app, one.id))
 
 
-def _rows(summary: Summary, since_us: int) -> Iterator[list[Row]]:
-    """Yield the rows of each session that counts, one for each device."""
+def _rows(summary: Summary, since_us: int, noted: Iterable[str]) -> Iterator[list[Row]]:
+    """Yield the rows of each session that counts, one for each device; `noted` are records to look at as well."""
     if summary.db is None:
         return
     back = _retracted(summary)
-    found = summary.db.execute(_ACTIVE, (since_us,)) if since_us else summary.db.execute(_ALL)
+    if since_us:
+        addresses = [one.partition("/")[::2] for one in noted]
+        known = [row[0] for address in addresses for row in summary.db.execute(_ROW, address)]
+        found = summary.db.execute(_ACTIVE, (since_us, json.dumps(known)))
+    else:
+        found = summary.db.execute(_ALL)
     for session, group in groupby(found, key=itemgetter(0)):
         rows = list(group)
         if session in summary.deleted:
@@ -175,8 +185,10 @@ def _combined(rows: list[Row], noted: Values) -> SessionTotal:
     # A plain id is this machine's own; where it travels as a hash, the other devices have that.
     own = next((part for part in reversed(parts) if not part["session_id"].startswith(_HASHED)), parts[-1])
     ended_at, reason = _end(parts)
+    last_at = max(max(part["last_at"], part["end_at"] or 0) for part in parts)
     if noted.get("ended_at") is not None and (ended_at is None or reason == INFERRED):
         ended_at, reason = noted["ended_at"], noted.get("end_reason")
+        last_at = max(last_at, noted["ended_at"])
     told = any(part["starts"] for part in parts)
     began = None if told else noted.get("started_at")
     return SessionTotal(
@@ -186,7 +198,7 @@ def _combined(rows: list[Row], noted: Values) -> SessionTotal:
         branch=_latest(parts, "branch") or noted.get("branch"),
         model=_latest(parts, "model"),
         started_at=min(part["started_at"] for part in parts) if began is None else _int(began),
-        last_at=max(max(part["last_at"], part["end_at"] or 0) for part in parts),
+        last_at=last_at,
         ended_at=ended_at,
         end_reason=reason,
         tool_calls=_sum(parts, "tool_calls"),
@@ -313,6 +325,10 @@ def _text(value: object) -> str | None:
 def _score(value: object) -> float | None:
     known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= SCORE_MAX
     return float(value) if known and isinstance(value, int | float) else None
+
+
+def _noted_until(fields: Values) -> int:
+    return max(_int(fields.get("started_at")), _int(fields.get("ended_at")))
 
 
 def _int(value: object) -> int:

@@ -40,6 +40,20 @@ def test_devices_of_a_session_are_one(tmp_path: Path) -> None:
     ]
 
 
+def test_a_session_is_whole_also_when_only_one_device_was_active_lately(tmp_path: Path) -> None:
+    """A span chooses sessions, never parts of one."""
+    store = Store.open(tmp_path / "store.db")
+    put(store, [item(1, session="s", at=START_US)])
+    late = {"events": 2, "tool_calls": 2, "started_at": START_US + 9, "last_at": START_US + 99}
+    with store.transaction():
+        put_remote(store, "other", "claude-code", "s", late, "1.a")
+    store.close()
+    with reading(tmp_path / "store.db") as summary:
+        assert [(one.tool_calls, one.started_at) for one in session_totals.read(summary, since_us=START_US + 50)] == [
+            (3, START_US)
+        ]
+
+
 def test_a_retracted_import_is_taken_back_from_its_sessions(tmp_path: Path) -> None:
     """A session that it made goes, one that it added to keeps the rest; after retention too; and it comes back."""
     clock = FakeClock()
