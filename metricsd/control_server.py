@@ -43,6 +43,7 @@ class ControlServer:
         self._handlers = handlers
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
+        self._is_closing = False
 
     async def start(self) -> None:
         """Bind and listen; raise AlreadyRunning if somebody answers there, MetricsdError if the folder is not private."""
@@ -58,6 +59,7 @@ class ControlServer:
         if self._open:
             # Whoever asked for the stop is still to be answered.
             await asyncio.wait(self._open, timeout=CLOSE_GRACE_S)
+        self._is_closing = True
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
@@ -75,6 +77,10 @@ class ControlServer:
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             # The client went away or was too slow; it has nobody to blame but itself.
             log.debug("request.abandoned")
+        except asyncio.CancelledError:
+            # Python 3.11 logs the cancelled task of a connection as a fault; at our own end it is none.
+            if not self._is_closing:
+                raise
         finally:
             self._open.discard(task)
             writer.close()
