@@ -83,6 +83,19 @@ def test_an_outage_and_its_end(there: Governed) -> None:
     assert [change.reason for change in there.entered] == [Reason.SYNCED, Reason.UNREACHABLE, Reason.SYNCED]
 
 
+def test_it_says_when_the_dwell_ends_that_holds_a_change_back(there: Governed) -> None:
+    """Nobody has to ask again and again; when nothing is held back there is no such time."""
+    there.round()
+    assert there.governor.seconds_to_step() is None
+    there.met(REFUSED, after_s=60.0)
+    assert there.governor.seconds_to_step() is None
+    there.probe(after_s=1.0)
+    there.probe(after_s=1.0)
+    assert there.governor.seconds_to_step() == pytest.approx(3.0)
+    there.clock.advance(3.0)
+    assert there.governor.step()
+
+
 def test_a_login_takes_effect_at_once_and_forgets_what_the_other_one_met(there: Governed) -> None:
     """Whoever logs in again does not wait for a dwell."""
     there.round()
