@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from metricsd.cli.status import gather
 from metricsd.config import Paths, find_paths, load_config
+from metricsd.instance import find_holder
 
 T = TypeVar("T")
 
@@ -106,9 +107,14 @@ class Home:
         return int(self.status()["store"]["events"])
 
     def close(self) -> None:
-        """End every process that was started here."""
+        """End every process that was started here, and the daemon that a command put into the background."""
         for process in self.processes:
             stop(process)
+        holder = find_holder(self.paths.lock)
+        if holder is not None and holder.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(holder.pid, signal.SIGTERM)
+            until(lambda: find_holder(self.paths.lock) is None)
 
 
 def stop(process: subprocess.Popen[str], within_s: float = 10.0) -> int:
