@@ -30,6 +30,7 @@ class Tail(NamedTuple):
     incomplete_after_s: float = 3600.0
     line_bytes_max: int = 16 * 1024 * 1024
     sources: tuple[str, ...] = ()
+    older_hooks: tuple[str, ...] = ("~/.agent-os/metrics", "~/.ai-mesh/metrics")
     watch: str = "auto"
     rotated_wait_s: float = 60.0
 
@@ -169,6 +170,9 @@ RULES: dict[str, Rule] = {
     "tail.sources": Rule(
         "absolute paths",
         "folders, or single files, whose `*.jsonl` are read like the spool's shared files and never changed",
+    ),
+    "tail.older_hooks": Rule(
+        "absolute paths", "metrics folders of the older hooks, of both generations; read, never changed"
     ),
     "tail.watch": Rule(
         "",
@@ -464,7 +468,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
         return value
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise wrong
-    if name == "tail.sources" and not all(item.startswith(("/", "~")) for item in value):
+    if name in ("tail.sources", "tail.older_hooks") and not all(item.startswith(("/", "~")) for item in value):
         raise wrong
     return tuple(value)
 

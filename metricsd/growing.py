@@ -25,6 +25,8 @@ HEAD_BYTES = 1024
 MARK_BYTES = 64
 SKIP_STEP_BYTES = 1024 * 1024
 SUFFIX = ".jsonl"
+OLDER_FOLDERS = ("sessions", "tool_metrics")
+"""Folders of the older hooks' documents, below their root."""
 COPIES_OPENED_MAX = 64
 """Files of a folder that are compared by content, newest first, when a truncated file's copy is looked for."""
 _PACKED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".zip")
@@ -49,6 +51,11 @@ class Found(NamedTuple):
 def follows(name: str) -> bool:
     """Return whether a file of this name in a followed folder is a shared file."""
     return name.endswith(SUFFIX) and not name.startswith(".")
+
+
+def folders_of(roots: Iterable[str]) -> list[str]:
+    """Return the folders of the older hooks that hold what is read, below each of their roots."""
+    return [place for root in roots for place in (root, *(f"{root}/{name}" for name in OLDER_FOLDERS))]
 
 
 def place_of(setting: str) -> str:

@@ -23,6 +23,7 @@ from metricsd.errors import LineRejected, SpoolUnavailable
 from metricsd.growing import place_of
 from metricsd.ids import capture_id
 from metricsd.lines import SharedLines
+from metricsd.older.folders import OlderFolders
 from metricsd.shared import SharedFiles
 from metricsd.sink import NOTHING, REFUSALS, Sink, Ticked, both, plus, ticked
 from metricsd.store.events import Identified
@@ -77,6 +78,7 @@ class Tail:
         places = [str(folder), *map(place_of, settings.sources)]
         lines = SharedLines(self._repositories, clock)
         self._shared = SharedFiles(sink, places, lines, settings, clock, checkpoints)
+        self._older = OlderFolders(sink, list(map(place_of, settings.older_hooks)), settings, clock, checkpoints)
 
     @property
     def progress(self) -> Progress:
@@ -86,7 +88,7 @@ class Tail:
     def tick(self) -> Ticked:
         """Take in one bounded round: captures first, then shared files. Raises StoreError, and nothing is lost then."""
         self._undeletable = None
-        done = both(self._take_captures(), self._shared.tick())
+        done = both(both(self._take_captures(), self._shared.tick()), self._older.tick())
         if self._undeletable is not None:
             raise self._undeletable
         return done
@@ -94,6 +96,7 @@ class Tail:
     def close(self) -> None:
         """Let go of the files that are kept open."""
         self._shared.close()
+        self._older.close()
 
     def _take_captures(self) -> Ticked:
         captures: list[_Capture] = []

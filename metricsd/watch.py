@@ -19,7 +19,7 @@ import watchfiles
 from metricsd import spool
 from metricsd.config import Tail as Settings
 from metricsd.errors import MetricsdError
-from metricsd.growing import place_of
+from metricsd.growing import folders_of, place_of
 
 POLL_S = 0.25
 START_LOOK_S = 0.1
@@ -124,6 +124,7 @@ class Watcher:
     def _watched(self) -> _Watched:
         """Return the folders that exist and can be watched, each with its device and inode."""
         places = [str(self._folder), str(self._folder / "new"), *map(place_of, self._settings.sources)]
+        places += [place for place in folders_of(map(place_of, self._settings.older_hooks)) if os.path.isdir(place)]  # noqa: PTH112
         found: dict[str, tuple[str, int, int]] = {}
         for place in places:
             folder = place if os.path.isdir(place) else os.path.dirname(place)  # noqa: PTH112, PTH120

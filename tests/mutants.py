@@ -451,7 +451,7 @@ MUTANTS = (
         "metricsd/store/retention.py",
         "    if synced_through is None:\n        return 0\n    found",
         "    synced_through = 1 << 60\n    found",
-        f"{KEEPER}::TestLimits",
+        f"{KEEPER}::TestLimits::test_a_store_at_its_limit_keeps_what_nobody_else_has",
     ),
     Mutant(
         "both captures of one fact go to the cloud",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,8 +103,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
         shown = (
             str(value).lower()
             if isinstance(value, bool)
-            else "[]"
-            if value == ()
+            else json.dumps(value)
+            if isinstance(value, tuple)
             else f'"{value}"'
             if isinstance(value, str)
             else f"{value:g}"
