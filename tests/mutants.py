@@ -250,6 +250,13 @@ MUTANTS = (
         "tests/cloud/test_security.py::test_v7_4_1_a_revoked_or_expired_token_opens_nothing",
     ),
     Mutant(
+        "each request of a crowd takes a part of the minute",
+        "metricsd/cloud/rate.py",
+        "            async with left.taking:\n                await",
+        "            if True:\n                await",
+        "tests/cloud/test_rates.py::test_a_crowd_at_once_gets_exactly_the_limit",
+    ),
+    Mutant(
         "a process takes its part of a minute beyond the limit",
         "metricsd/cloud/rate.py",
         "max(0, min(wanted.requests, limit.requests - before.requests)),",

@@ -7,6 +7,7 @@ limit; what a process took and did not spend is lost with the minute. Who is ref
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import NamedTuple, Protocol
 
@@ -42,14 +43,19 @@ class Meter(Protocol):
 
 
 class _Left:
-    """What this process may still spend of a tenant's minute; `over` once the minute has no more to give."""
+    """What this process may still spend of a tenant's minute; `over` once the minute has no more to give.
 
-    __slots__ = ("over", "requests", "size")
+    `taking` is held while more is asked for: a crowd that arrives at once would else take a part for each of its
+    requests, and use up the minute's allowance without spending it.
+    """
+
+    __slots__ = ("over", "requests", "size", "taking")
 
     def __init__(self) -> None:
         self.requests = 0
         self.size = 0
         self.over = False
+        self.taking = asyncio.Lock()
 
 
 class Rates:
@@ -74,17 +80,26 @@ class Rates:
         left = self._left.get(tenant.id)
         if left is None:
             left = self._left[tenant.id] = _Left()
-        wanted = missing(left, Amount(1, size), self._limit)
+        need = Amount(1, size)
         # Once refused, this process asks no more until the next minute: a flood must not become a flood of writes.
+        if any(missing(left, need, self._limit)) and not left.over:
+            async with left.taking:
+                await self._take_more(tenant, minute, left, need)
+                self._spend(left, size)
+        else:
+            self._spend(left, size)
+
+    async def _take_more(self, tenant: Tenant, minute: int, left: _Left, need: Amount) -> None:
+        """Take the next part of the minute's allowance, unless whoever held the lock before did so already."""
+        wanted = missing(left, need, self._limit)
         if any(wanted) and not left.over:
             before = await self._meter.spend(tenant, minute, wanted)
             got = granted(before, wanted, self._limit)
             left.requests += got.requests
             left.size += got.size
             left.over = got != wanted
-        self._take(left, size)
 
-    def _take(self, left: _Left, size: int) -> None:
+    def _spend(self, left: _Left, size: int) -> None:
         """Spend, or refuse by the name of the limit; a limit of 0 is none."""
         if self._limit.requests and left.requests < 1:
             raise self._refusal("tenant_requests_per_minute", self._limit.requests)

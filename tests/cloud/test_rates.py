@@ -76,6 +76,15 @@ async def test_one_process_gets_exactly_the_limit(clock: FakeClock, limit: int) 
         clock.advance(60)
 
 
+async def test_a_crowd_at_once_gets_exactly_the_limit(clock: FakeClock) -> None:
+    """Requests that wait for the same part of the minute share it; each took one for itself, and refused the rest."""
+    meter = CountingMeter()
+    one = rates(meter, clock, requests=500)
+    answers = await asyncio.gather(*[one.count(ACME, 0) for _ in range(600)], return_exceptions=True)
+    assert [type(answer) for answer in answers].count(type(None)) == 500
+    assert meter.writes <= PARTS + 1
+
+
 async def test_processes_share_the_minute(clock: FakeClock, tmp_path: Path) -> None:
     """Three processes together never pass the limit, and lose at most what each took in advance."""
     meters = [SqliteMeter(tmp_path) for _ in range(3)]

@@ -24,7 +24,7 @@ from metricsd.store.recent import CallKey
 from metricsd.storekeeper import StoreKeeper, TroubleKind
 from tests.fakes import START_US
 from tests.keeping import FILES, Kept, kept_home, ruin
-from tests.users import NOBODY, as_nobody
+from tests.users import NOBODY, as_nobody, let_nobody_reach
 
 MIB = 1024 * 1024
 UNSYNCED = "SELECT count(*) FROM event WHERE pos > (SELECT value FROM state WHERE key = 'stream_acked')"
@@ -164,9 +164,7 @@ class TestPermission:
     @pytest.mark.parametrize("what", ["file", "folder"])
     def test_made_read_only_it_is_noticed_and_comes_back(self, tmp_path: Path, what: str) -> None:
         """As a user without root's rights: by the next look, before anything fails."""
-        tmp_path.chmod(0o777)
-        for parent in tmp_path.parents[:2]:
-            parent.chmod(parent.stat().st_mode | 0o055)
+        let_nobody_reach(tmp_path)
         with as_nobody(), kept_home(tmp_path / "home") as kept:
             wanted = kept.stored(5)
             target = kept.paths.store if what == "file" else kept.paths.state_dir
@@ -191,9 +189,7 @@ class TestPermission:
 
     def test_not_writable_at_the_start_it_is_held_and_mended(self, tmp_path: Path) -> None:
         """The daemon lives on, and opens the store as soon as it may."""
-        tmp_path.chmod(0o777)
-        for parent in tmp_path.parents[:2]:
-            parent.chmod(parent.stat().st_mode | 0o055)
+        let_nobody_reach(tmp_path)
         with as_nobody(), kept_home(tmp_path / "home") as kept:
             wanted = kept.stored(5)
             kept.keeper.close()
