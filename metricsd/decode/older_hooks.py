@@ -8,9 +8,10 @@ who and where for the one caller that keeps that on this machine. Raises LineRej
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -37,6 +38,10 @@ _UNKNOWN = "unknown"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
 _TIME_CHARS_MAX = 64
+# `fromisoformat` takes more, and other garbage in each version of Python: an id must not depend on the version.
+_is_time = re.compile(
+    r"\d{4}-\d\d-\d\d(?:[T ](?:[01]\d|2[0-3]):\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?[0-5]\d)?)?", re.ASCII
+).fullmatch
 _NAMES = {Kind.SESSION_STARTED: "session_start", Kind.SESSION_ENDED: "session_end"}
 _HOMES = frozenset(("home", "Users"))
 _KEPT = ("productivity_metrics", "quality_metrics", "workflow_metrics")
@@ -232,7 +237,7 @@ def time_us(name: str, value: object) -> int:
 
     Raises LineRejected with reason `bad_time`.
     """
-    if isinstance(value, str) and len(value) <= _TIME_CHARS_MAX:
+    if isinstance(value, str) and len(value) <= _TIME_CHARS_MAX and _is_time(value) is not None:
         try:
             at = datetime.fromisoformat(value)
             us = ((at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - _EPOCH) // _US
@@ -311,16 +316,19 @@ def _sizes(line: Json) -> dict[str, int | str] | None:
 
 
 def _score(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return _bounded(round(value * SCORE_SCALE, 1))
+    return None if not _is_number(value) else _bounded(round(value * SCORE_SCALE, 1))
 
 
 def _bounded(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         return None
     score = min(max(value, 0), _SCORE_MAX)
     return int(score) if float(score).is_integer() else score
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    # A whole number of hundreds of digits is finite, and no float.
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _count(value: object, default: int) -> int:
