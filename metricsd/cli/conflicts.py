@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from metricsd.cli.status_text import counted
 from metricsd.config import find_paths
 from metricsd.errors import LineRejected, UsageError
 
@@ -50,9 +51,9 @@ def list_conflicts(with_closed: bool, as_json: bool) -> None:
         fields = ", ".join(name for name, *_ in _differences(entry))
         how = f"{entry.state} by {entry.strategy}" if entry.strategy else entry.state
         click.echo(f"{entry.id:>6}  {_when(entry)}  {entry.type}  {_shown(entry.record_id)}  ({fields})  {how}")
-    what = "conflicts" if with_closed else "open"
-    hint = "; `metricsd conflicts show ID` prints one" if found else ""
-    click.echo(f"{len(found)} {what}{hint}", err=True)
+    what = counted(len(found), "conflict" if with_closed else "open conflict")
+    hint = "; `metricsd conflicts show ID` prints one" if found else "" if with_closed else "; --all lists decided ones"
+    click.echo(f"{what}{hint}", err=True)
 
 
 @conflicts.command()

@@ -119,6 +119,8 @@ def _print_history(paths: Paths, as_json: bool) -> None:
         ]
         click.echo(json.dumps(rows, indent=1))
         return
+    if not changes:
+        click.echo("no daemon ran here yet, so nothing has changed", err=True)
     for change in changes:
         click.echo(f"{_local(change.at)}  {change.mode.value:11}  {modes.reason_text(change)}")
 

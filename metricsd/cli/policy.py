@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from metricsd.cli.status_text import counted
 from metricsd.config import find_paths
 from metricsd.errors import EXIT_FAILED, EXIT_OK, PolicyError, UsageError
 from metricsd.policy_places import FOLDER, LAYERS, Places, files_of, places_of
@@ -48,7 +49,7 @@ def list_files(as_json: bool) -> int:
         return EXIT_OK
     for row in rows:
         mark = "in force" if row["in_force"] else "off"
-        about = f"{row['name']} {row['version']}, {row['rules']} rules" if row["name"] else "broken"
+        about = f"{row['name']}, version {row['version']}, {counted(row['rules'], 'rule')}" if row["name"] else "broken"
         click.echo(f"{row['layer']:8} {mark:8}  {about}  {row['source']}")
         if row["error"]:
             click.echo(f"         {row['error']}")
@@ -68,7 +69,7 @@ def show(as_json: bool) -> int:
         click.echo(json.dumps(document, indent=1))
         return EXIT_OK
     for one in found.policies:
-        click.echo(f"{one.layer}: {one.name} {one.version} ({one.source})")
+        click.echo(f"{one.layer}: {one.name}, version {one.version} ({one.source})")
         for rule in (*one.rules, *([one.default] if one.default else [])):
             click.echo(f"  {rule.line:>4}  {rule.match.text():42} {_does(rule)}")
     click.echo(f"deletes: {found.delete.policy} ({found.delete.source})")
@@ -94,7 +95,9 @@ def lint(file: Path | None, strict: bool, as_json: bool) -> int:
     else:
         for one in found:
             click.echo(f"{one.source}:{one.line}: {one.severity}: {one.message}")
-        click.echo(f"{len(found)} findings, {len(bad)} of them count" if found else "ok", err=True)
+        errors = sum(one.severity == "error" for one in found)
+        said = f"{counted(errors, 'error')}, {counted(len(found) - errors, 'warning')}"
+        click.echo(said if found else "ok", err=True)
     return EXIT_FAILED if bad else EXIT_OK
 
 
@@ -124,7 +127,7 @@ def try_out(file: Path, as_json: bool) -> int:
     else:
         for row in rows:
             click.echo(f"{'ok  ' if row['ok'] else 'FAIL'}  {row['name']}: {_outcome(row)}")
-        click.echo(f"{len(rows)} cases, {len(failed)} failed", err=True)
+        click.echo(f"{counted(len(rows), 'case')}, {len(failed)} failed", err=True)
     return EXIT_FAILED if failed else EXIT_OK
 
 

@@ -17,6 +17,7 @@ import click
 
 from metricsd import control, identity
 from metricsd.cli.spans import parse_span
+from metricsd.cli.status_text import counted
 from metricsd.config import Paths, find_paths, load_config
 from metricsd.errors import EXIT_OK, AuthError, MetricsdError, UsageError
 
@@ -75,7 +76,7 @@ def list_sessions(since: str | None, with_deleted: bool, as_json: bool) -> int:
         click.echo(_HEADER)
     for document in documents:
         click.echo(_line(document))
-    click.echo(f"{len(documents)} session{'' if len(documents) == 1 else 's'}", err=True)
+    click.echo(counted(len(documents), "session"), err=True)
     return EXIT_OK
 
 

@@ -16,6 +16,9 @@ _REALTIME_CALM = ("switched off (sync.realtime)", "not needed: nothing is pulled
 """Reasons of sync/realtime.py that nobody needs to act on (a test holds the two together)."""
 
 
+_HELD_BACK = {"degraded": "slowed down", "remote_only": "captures go straight to the cloud"}
+
+
 class Mark(StrEnum):
     """How a line stands."""
 
@@ -92,7 +95,7 @@ def _spool(found: Section) -> Line:
     files = spool["pending_files"]
     if not files:
         return Line(Mark.GOOD, "spool", f"nothing waits ({spool['dir']})")
-    text = f"{_count(files, 'capture')} waiting, {_size(spool['pending_bytes'])}, oldest {_span(spool['oldest_pending_s'])}"
+    text = f"{counted(files, 'capture')} waiting, {_size(spool['pending_bytes'])}, oldest {_span(spool['oldest_pending_s'])}"
     if spool["eta_s"] is not None:
         text += f"; {spool['taking_per_s']:,.0f} a second, {_span(spool['eta_s'])} left"
     return Line(Mark.LOOK, "spool", text, "" if found["daemon"]["running"] else "metricsd up")
@@ -101,7 +104,7 @@ def _spool(found: Section) -> Line:
 def _store(store: Section) -> Line:
     if not store["healthy"]:
         return Line(Mark.BAD, "store", str(store["reason"]), "metricsd logs")
-    text = f"{_count(store['events'], 'event')} in {_count(store['sessions'], 'session')}, {_size(store['bytes'])}"
+    text = f"{counted(store['events'], 'event')} in {counted(store['sessions'], 'session')}, {_size(store['bytes'])}"
     return Line(Mark.GOOD if store["events"] else Mark.OFF, "store", f"{text} ({store['path']})")
 
 
@@ -111,31 +114,44 @@ def _repair(store: Section, now: datetime) -> list[Line]:
     if not found or not found["at"] or now - datetime.fromisoformat(found["at"]) > _REPAIR_IS_NEWS:
         return []
     sources = [
-        *([f"{_count(found['from_backup'], 'event')} from {found['backup']}"] if found["backup"] else []),
-        *([f"{_count(found['saved'], 'event')} from the damaged file"] if found["saved"] else []),
+        *([f"{counted(found['from_backup'], 'event')} from {found['backup']}"] if found["backup"] else []),
+        *([f"{counted(found['saved'], 'event')} from the damaged file"] if found["saved"] else []),
     ]
     text = f"made {_ago(found['at'], now)}: {' and '.join(sources) or 'nothing could be read'}"
     if found["missing_max"] == 0:
         return [Line(Mark.GOOD, "repair", f"{text}; nothing is missing")]
-    many = "an unknown number" if found["missing_max"] is None else f"at most {_count(found['missing_max'], 'event')}"
+    many = "an unknown number" if found["missing_max"] is None else f"at most {counted(found['missing_max'], 'event')}"
     text += f"; {many} may be missing that neither the cloud nor the files that are followed still have"
     return [Line(Mark.LOOK, "repair", text, f"look at {found['kept']}" if found["kept"] else "")]
 
 
 def _sync(found: Section, now: datetime) -> Line:
     sync, mode = found["sync"], found["mode"]
-    waiting = f"{_count(sync['pending_events'], 'event')} and {_count(sync['pending_records'], 'record')} to send"
+    waiting = f"{counted(sync['pending_events'], 'event')} and {counted(sync['pending_records'], 'record')} to send"
     reason = str(mode["reason"])
     if reason == "not logged in":
         return Line(Mark.OFF, "sync", "off: not logged in; everything stays on this machine", "metricsd login URL")
     if reason == "auth":
         return Line(Mark.BAD, "sync", f"stopped: {sync['last_error']}; {waiting}", "metricsd login URL")
     if mode["current"] != "hybrid":
-        return Line(Mark.LOOK, "sync", f"off: {sync['last_error'] or reason}; {waiting}", "metricsd sync --now")
+        return _held_back(mode, sync["last_error"], waiting)
     if sync["last_success"] is None:
         return Line(Mark.LOOK, "sync", f"not yet with {sync['url']}; {waiting}", "metricsd sync --now")
     pace = ", in real time" if sync["realtime"] else ""
     return Line(Mark.GOOD, "sync", f"with {sync['url']}, {_ago(sync['last_success'], now)}{pace}; {waiting}")
+
+
+def _held_back(mode: Section, last_error: str | None, waiting: str) -> Line:
+    """Return the line for a mode in which sync is not as usual: how it goes, why, and what ends that if a person can."""
+    reason = str(mode["reason"])
+    how = "off" if reason.startswith("store and cloud") else _HELD_BACK.get(mode["current"], "off")
+    if mode["forced"]:
+        until = f"until {mode['forced_until']}" if mode.get("forced_until") else "until you end it"
+        return Line(Mark.LOOK, "sync", f"{how}: you said so, {until}; {waiting}", "metricsd mode auto")
+    if mode["current"] == "local_only":
+        return Line(Mark.LOOK, "sync", f"{how}: {last_error or reason}; {waiting}", "metricsd sync --now")
+    # A slow cloud or a long backlog ends by itself, and the store's line says what the store needs.
+    return Line(Mark.LOOK, "sync", f"{how}: {reason}; {waiting}")
 
 
 def _realtime(found: Section) -> list[Line]:
@@ -150,19 +166,20 @@ def _attention(found: Section) -> list[Line]:
     lines = []
     refused = found["spool"]["quarantined"] + found["sync"]["quarantined"]
     if refused:
-        text = f"{_count(refused, 'item')} could not be accepted"
+        text = f"{counted(refused, 'item')} could not be accepted"
         lines.append(Line(Mark.LOOK, "attention", text, "metricsd quarantine list"))
     if found["policy"]["error"]:
         lines.append(
             Line(Mark.LOOK, "attention", f"a conflict policy: {found['policy']['error']}", "metricsd policy lint")
         )
     if found["sync"]["conflicts_open"]:
-        text = f"{_count(found['sync']['conflicts_open'], 'record')} changed on two devices"
+        text = f"{counted(found['sync']['conflicts_open'], 'record')} changed on two devices"
         lines.append(Line(Mark.LOOK, "attention", text, "metricsd conflicts list"))
     return lines
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: "1 event", "2 events"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -25,7 +25,7 @@ from metricsd.hooks import installer, report
 from metricsd.hooks.places import find_places
 from metricsd.hooks.report import Row
 from metricsd.identity import Credentials, find_credentials, forget_login
-from metricsd.instance import InstanceLock
+from metricsd.instance import InstanceLock, find_holder
 from metricsd.removal import find_data, find_rest, hook_program, remove_data
 from metricsd.service.find import find_installed
 
@@ -92,7 +92,7 @@ def _do(paths: Paths, config: Config, login: Credentials | None, choice: Choice,
     manager = find_installed(paths, os.environ)
     if manager is not None and (dry_run or manager.uninstall()):
         done.append("removed the service")
-    holder = None if dry_run else stop_daemon(paths)
+    holder = find_holder(paths.lock) if dry_run else stop_daemon(paths)
     if holder is not None:
         done.append(f"stopped the daemon (pid {holder.pid})")
     for row in _our_rows(paths):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from metricsd import __version__
 from metricsd.doctor.finding import Facts, Finding, fail, not_used, ok, warn
@@ -83,17 +84,33 @@ def _mode(facts: Facts) -> Iterator[Finding]:
     mode = facts.status["mode"]
     if not facts.logged_in or not facts.runs:
         return
+    reason = str(mode["reason"])
     if mode["forced"]:
         yield ok("mode", f"{mode['current']}, because you said so (metricsd mode auto ends it)")
     elif mode["current"] in CALM_MODES:
-        yield ok("mode", f"{mode['current']} ({mode['reason']})")
+        yield ok("mode", f"{mode['current']} ({reason})")
     else:
-        yield warn("mode", f"{mode['current']}: {mode['reason']}", "metricsd sync --now")
+        fix = "metricsd login URL" if reason == "auth" else "metricsd sync --now"
+        fix = "what the line `store` says" if reason.startswith("store") else fix
+        yield warn("mode", f"{mode['current']}: {reason}", fix)
 
 
 def _policy(facts: Facts) -> Iterator[Finding]:
     policy = facts.status["policy"]
     if policy["error"]:
         yield warn("policy", f"{policy['error']}; the last good one is in force", "metricsd policy lint")
+    elif (mistake := _find_mistake(facts)) is not None:
+        yield warn("policy", f"in force, but {mistake}", "metricsd policy lint")
     else:
         yield ok("policy", f"{policy['name']} ({policy['source']})")
+
+
+def _find_mistake(facts: Facts) -> str | None:
+    """Return the first thing that lint finds wrong with a policy in force: a rule with a typo never applies."""
+    from metricsd.policy import lint_file, load, places_of
+
+    for policy in load(places_of(facts.paths)).policies:
+        for found in lint_file(Path(policy.source), layer=policy.layer)[1]:
+            if found.severity == "error":
+                return f"{found.source}:{found.line}: {found.message}"
+    return None

@@ -151,6 +151,20 @@ def test_each_breakage_is_named_and_repaired(home: Home) -> None:
     assert "repaired" not in home.ok("doctor", "--fix"), "a second time there is nothing to do"
 
 
+def test_a_mistake_in_a_policy_is_said_though_the_policy_is_in_force(home: Home) -> None:
+    """A rule with a typo is obeyed and never applies: nobody would look for it."""
+    folder = home.paths.config_dir / "conflict_policies"
+    folder.mkdir(parents=True, mode=0o700)
+    file = folder / "mine.toml"
+    file.write_text('version = 1\n\n[[rule]]\nmatch = { field = "descripton" }\nstrategy = "remote_wins"\n')
+    file.chmod(0o600)
+    found = doctor(home)["policy"][0]
+    assert (found["level"], found["fix"]) == ("warn", "metricsd policy lint")
+    assert f"{file}:3" in found["says"] and "descripton" in found["says"]
+    file.write_text(file.read_text().replace("descripton", "description"))
+    assert level(doctor(home), "policy") == "ok"
+
+
 def test_a_login_that_others_can_read_is_a_failure(home: Home, tmp_path: Path) -> None:
     """It is refused, so sync stands still; --fix closes it."""
     with opened(tmp_path / "cloud") as server:

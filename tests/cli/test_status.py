@@ -225,6 +225,34 @@ def test_the_screen_shows_what_to_type(home: Paths) -> None:
     assert "\x1b[" in render(found, colour=True, encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("mode", "said", "next_command"),
+    [
+        (("local_only", "unreachable: refused", False), "off: unreachable: refused", "metricsd sync --now"),
+        (("local_only", "forced", True), "off: you said so, until 2026-11-29T11:46:21Z", "metricsd mode auto"),
+        (("degraded", "forced", True), "slowed down: you said so", "metricsd mode auto"),
+        (("degraded", "slow: answers take over 5 s", False), "slowed down: slow: answers take over 5 s", ""),
+        (("degraded", "store and cloud: disk; away", False), "off: store and cloud: disk; away", ""),
+        (("remote_only", "store: disk full", False), "captures go straight to the cloud: store: disk full", ""),
+        (("remote_only", "forced", True), "captures go straight to the cloud: you said so", "metricsd mode auto"),
+    ],
+)
+def test_the_screen_says_how_a_mode_goes_and_what_ends_it(
+    home: Paths, mode: tuple[str, str, bool], said: str, next_command: str
+) -> None:
+    """Only `off` is off; a forced mode is ended by `mode auto`, never by a sync that it would refuse."""
+    _log_in(home)
+    found = _status(home)
+    current, reason, forced = mode
+    until = "2026-11-29T11:46:21Z" if forced else None
+    found["mode"] = {"current": current, "reason": reason, "since": None, "forced": forced, "forced_until": until}
+    lines = render(found, colour=False, encoding="ascii").splitlines()
+    [at] = [number for number, line in enumerate(lines) if line.startswith("! sync")]
+    assert said in lines[at]
+    suggested = lines[at + 1].partition("next: ")[2] if len(lines) > at + 1 else ""
+    assert suggested == next_command
+
+
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--json"]])
 def test_it_imports_nothing_heavy(home: Paths, arguments: list[str]) -> None:
     """The 60 ms are kept by not importing; this names the module that creeps in."""

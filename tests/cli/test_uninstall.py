@@ -96,6 +96,7 @@ def test_a_dry_run_does_nothing(home: Home) -> None:
     before = settings_of(home).read_bytes()
     printed = home.ok("uninstall", "--dry-run", "--delete-data")
     assert "would have deleted what was recorded here" in printed
+    assert f"would have stopped the daemon (pid {home.status()['daemon']['pid']})" in printed
     assert settings_of(home).read_bytes() == before
     assert home.status()["daemon"]["running"] is True and home.events() == 1
 

@@ -64,7 +64,7 @@ def test_list_names_every_file_and_whether_it_is_in_force(user: Path, capsys: py
     ]
     assert "bad.toml:1" in rows[0]["error"]
     assert run_command(["policy", "list"]) == EXIT_OK
-    assert "good 7" in capsys.readouterr().out
+    assert "good, version 7, 0 rules" in capsys.readouterr().out
 
 
 def test_show_prints_the_rules_in_the_order_asked(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,9 @@ def test_lint_fails_on_errors_and_with_strict_on_warnings(user: Path, capsys: py
     code, rows = run(capsys, "lint")
     assert (code, rows[0]["line"], rows[0]["source"]) == (EXIT_FAILED, 3, str(file))
     assert run_command(["policy", "lint"]) == EXIT_FAILED
-    assert f"{file}:3: error: unknown field 'tgas'" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"{file}:3: error: unknown field 'tgas'" in said.out
+    assert said.err == "1 error, 0 warnings\n"
     with pytest.raises(UsageError, match="no such file"):
         run_command(["policy", "lint", str(user / "none.toml")])
 
