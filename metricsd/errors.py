@@ -26,6 +26,8 @@ do next. `retryable` and `exit_code` belong to the class, so that no caller deci
     │   │   └── CursorExpired    this device was away for longer than deletions are kept
     │   ├── StreamForked         another device wrote under our identity
     │   └── AuthError            exit 5
+    ├── SourceChanged            a migration's source is not what it was
+    ├── MigrationPaused          a migration waits for a person's word
     ├── HooksError
     └── ServiceError
 """
@@ -192,6 +194,14 @@ class AuthError(CloudError):
     """Log in first: `metricsd login URL`."""
 
     exit_code = EXIT_LOGIN
+
+
+class SourceChanged(MetricsdError):
+    """The source changed before what is loaded; put it back and resume, or begin anew with `metricsd migrate run`."""
+
+
+class MigrationPaused(MetricsdError):
+    """Too much of the source was rejected; see `metricsd migrate report ID`, then resume with `--accept-rejects`."""
 
 
 class HooksError(MetricsdError):

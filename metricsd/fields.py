@@ -95,6 +95,7 @@ _SESSION = {
     "tools_used": _list("tools, where no event tells them"),
     "interruptions_count": _count("interruptions noted by an older tool"),
     "focus_time_ms": _count("focused time noted by an older tool"),
+    "user_id": _name("who it was, as an opaque id, where an older tool named somebody"),
 }
 _TOOL_METRIC = {
     "app": _name("AI tool that made the calls"),

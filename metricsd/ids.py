@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from array import array
 from collections import OrderedDict
-from hashlib import blake2b
+from hashlib import blake2b, md5
 from typing import NewType
 from zlib import crc32
 
@@ -36,6 +36,16 @@ def new_installation_key() -> bytes:
 def new_device_id() -> DeviceId:
     """Return a random opaque device id of 32 hex characters."""
     return DeviceId(secrets.token_hex(16))
+
+
+def user_uuid(user: str) -> str:
+    """Return the id that the older API gave to a user's name, which its clients keep and compare.
+
+    It has a UUID's layout and version 4, but is a hash of the name: the variant bits are whatever the hash has.
+    """
+    # Not for security: an identifier that old data holds cannot change its hash.
+    h = md5(user.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+    return f"{h[0:8]}-{h[8:12]}-4{h[12:15]}-{h[16:20]}-{h[20:32]}"
 
 
 def _layout(ms: int, digest: bytes) -> EventId:

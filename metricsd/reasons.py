@@ -34,6 +34,7 @@ class Reason(StrEnum):
     CAPTURE_OWNER = "capture_owner"
     CAPTURE_HARD_LINK = "capture_hard_link"
     CAPTURE_UNREADABLE = "capture_unreadable"
+    UNREADABLE = "unreadable"
     BAD_CHANGE = "bad_change"
     BAD_RECORD = "bad_record"
     BAD_CURSOR = "bad_cursor"
@@ -59,6 +60,7 @@ MEANINGS = {
     Reason.CAPTURE_OWNER: "a file in `new/` that belongs to another user",
     Reason.CAPTURE_HARD_LINK: "a file in `new/` that has further names elsewhere",
     Reason.CAPTURE_UNREADABLE: "cannot be read now; it waits and is not quarantined",
+    Reason.UNREADABLE: "a migration's file that cannot be read to its end: permissions, or a packed file that is torn",
     Reason.BAD_CHANGE: "a change from the cloud that cannot be one",
     Reason.BAD_RECORD: "a record from the cloud that cannot be one",
     Reason.BAD_CURSOR: "a place in the cloud's feed that cannot be one",

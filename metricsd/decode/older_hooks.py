@@ -20,6 +20,7 @@ from metricsd.decode.envelope import AT_US_MAX, OWN_ID_CHARS_MAX
 from metricsd.decode.names import INTEGER_MAX, clean_text, opaque_id, plain_name, repeated_id, whole_number
 from metricsd.decode.subjects import command_subject, file_subject
 from metricsd.errors import LineRejected
+from metricsd.fields import CATEGORY_CHARS_MAX, LIST_ITEM_CHARS_MAX, LIST_ITEMS_MAX, TEXT_CHARS_MAX
 from metricsd.ids import EventId, line_fact, line_id
 from metricsd.model import Event, Kind, Outcome
 
@@ -44,8 +45,27 @@ _is_time = re.compile(
 ).fullmatch
 _NAMES = {Kind.SESSION_STARTED: "session_start", Kind.SESSION_ENDED: "session_end"}
 _HOMES = frozenset(("home", "Users"))
-_KEPT = ("productivity_metrics", "quality_metrics", "workflow_metrics")
-_CAMEL_KEPT = {"productivityMetrics": _KEPT[0], "qualityMetrics": _KEPT[1], "workflowMetrics": _KEPT[2]}
+_KEPT = {
+    "productivity_metrics": "productivity_metrics",
+    "quality_metrics": "quality_metrics",
+    "workflow_metrics": "workflow_metrics",
+    "metrics": "final_metrics",
+    "final_metrics": "final_metrics",
+    "performance": "performance",
+}
+_CAMEL_KEPT = {
+    "productivityMetrics": "productivity_metrics",
+    "qualityMetrics": "quality_metrics",
+    "workflowMetrics": "workflow_metrics",
+}
+_FOCUS_BLOCK_MS = 25 * 60 * 1000
+"""What the hooks' `focus_blocks` count."""
+_USUAL_TYPE = "development"
+_MADE_DESCRIPTIONS = ("Branch: ", "Tools: ", "Focus blocks: ")
+"""How descriptions begin that the older bridge made of a branch and of counts: they tell nothing of their own."""
+_CAMEL_STARTS = ("startTime", "created_at", "timestamp")
+_CAMEL_SIGNS = frozenset(("startTime", "endTime", "created_at", "tools", "toolsUsed", "productivityScore", "focusTime"))
+"""One of these makes an object with `sessionId` or `id` a session: a line of something else may have an id and a time."""
 
 Json = Mapping[str, Any]
 
@@ -67,7 +87,9 @@ class ToolCall(NamedTuple):
 class SessionNote(NamedTuple):
     """What one line or document says of a session. Times are microseconds UTC; `score` is 0 to 100.
 
-    `kept` holds the metric objects as they were written; `directory` is an absolute path.
+    `kept` holds the metric objects as they were written; `directory` is an absolute path. `project` is a name that
+    was written without a directory. `fields` are fields of the session's record. `changes` say what was done to a value,
+    as `<how>.<field>`.
     """
 
     session: str
@@ -78,6 +100,9 @@ class SessionNote(NamedTuple):
     branch: str | None = None
     score: float | None = None
     kept: Mapping[str, Any] = {}
+    project: str | None = None
+    fields: Mapping[str, str | int | float | list[str]] = {}
+    changes: tuple[str, ...] = ()
 
 
 class AddedUp(NamedTuple):
@@ -93,7 +118,11 @@ Found = ToolCall | SessionNote | AddedUp
 
 def read_line(data: bytes) -> Found | None:
     """Return what a line of `*.jsonl` says; None for one that only announces the next (an agent before its call)."""
-    line = _object(data)
+    return read_object(object_of(data))
+
+
+def read_object(line: Json) -> Found | None:
+    """Return what the object of such a line says."""
     kind = line.get("event_type")
     if kind == AGENT_LINE:
         return None
@@ -106,13 +135,19 @@ def read_line(data: bytes) -> Found | None:
             return _session_line(line, start=True)
         case "session_end":
             return _session_line(line, start=False)
+        case _ if _text(line, "tool_name") is not None:
+            return read_tool(line)
         case _:
-            return read_session(line)
+            return read_stored(line)
 
 
 def read_document(data: bytes) -> Found:
     """Return what a `*.json` document says: a session of the hooks, or a session or tool metric of the older API."""
-    document = _object(data)
+    return read_stored(object_of(data))
+
+
+def read_stored(document: Json) -> Found:
+    """Return what the object of such a document says."""
     if "toolName" in document:
         return read_stored_metric(document)
     if "sessionStart" in document:
@@ -127,7 +162,7 @@ def read_tool(line: Json) -> ToolCall:
     if tool is None:
         raise LineRejected("bad_fields", "`tool_name` is missing")
     failed = line.get("success") is False or line.get("error") is True
-    duration = whole_number(line.get("execution_time_ms"))
+    duration = whole_number(line.get("execution_time_ms", line.get("execution_time")))
     session = _text(line, "session_id")
     activity = line.get("enhanced_activity")
     own_id = _text(activity, "id") if isinstance(activity, dict) else None
@@ -154,7 +189,12 @@ def read_tool(line: Json) -> ToolCall:
 
 
 def read_session(document: Json) -> SessionNote:
-    """Return a session as the hooks write it: the first record, the summary, or a line of the history."""
+    """Return a session as the hooks write it: the first record, the summary, or a line of the history.
+
+    Other tools of that system wrote the same with names in camelCase, which are understood as well.
+    """
+    if _text(document, "session_id") is None and (document.keys() & _CAMEL_SIGNS or "sessionId" in document):
+        return _read_camel(document)
     metrics = document.get("productivity_metrics")
     start, end = document.get("start_time"), document.get("end_time")
     note = SessionNote(
@@ -165,7 +205,9 @@ def read_session(document: Json) -> SessionNote:
         directory=_text(document, "working_directory"),
         branch=_branch(_text(document, "git_branch")),
         score=_score(document.get("productivity_score")),
-        kept={name: document[name] for name in _KEPT if isinstance(document.get(name), dict)},
+        kept={new: document[old] for old, new in _KEPT.items() if isinstance(document.get(old), dict)},
+        fields=_counted(metrics) if isinstance(metrics, dict) else {},
+        changes=_changes(document, "productivity_score", SCORE_SCALE, ("start_time", "end_time")),
     )
     if note.start_us is None and note.end_us is None and not isinstance(metrics, dict):
         raise LineRejected("bad_fields", "neither a tool call nor a session: no `event_type`, `event` or `start_time`")
@@ -186,8 +228,68 @@ def read_stored_session(document: Json) -> SessionNote:
         directory=_text(metadata, "workingDirectory"),
         branch=_branch(_text(metadata, "gitBranch")),
         score=_bounded(score),
-        kept={new: metadata[old] for old, new in _CAMEL_KEPT.items() if isinstance(metadata.get(old), dict)},
+        kept={new: metadata[old] for old, new in _CAMEL_KEPT.items() if isinstance(metadata.get(old), dict)}
+        | _tools(document.get("toolsUsed")),
+        project=clean_text(_text(document, "projectId") or "") or None,
+        fields=_made_by_hand(document, _branch(_text(metadata, "gitBranch")))
+        | _numbers(document.get("interruptionsCount"), _count(document.get("focusTimeMs"), 0)),
+        changes=_changes(document, "productivityScore", 1, ("sessionStart", "sessionEnd")),
     )
+
+
+def _read_camel(document: Json) -> SessionNote:
+    start = next((document[name] for name in _CAMEL_STARTS if document.get(name)), None)
+    end = document.get("endTime")
+    score = document.get("productivityScore", document.get("score"))
+    note = SessionNote(
+        session=_session_of(document, "sessionId" if _text(document, "sessionId") else "id"),
+        start_us=None if start is None else time_us("startTime", start),
+        end_us=None if end is None else time_us("endTime", end),
+        user=_text(document, "user"),
+        directory=_text(document, "workingDirectory"),
+        branch=_branch(_text(document, "gitBranch")),
+        score=_bounded(score),
+        kept=_tools(document.get("tools", document.get("toolsUsed"))),
+        project=clean_text(_text(document, "projectId") or "") or None,
+        fields=_made_by_hand(document, None)
+        | _numbers(document.get("interruptions"), _count(document.get("focusTime"), 0)),
+        changes=_changes(document, "productivityScore", 1, (*_CAMEL_STARTS, "endTime")),
+    )
+    if note.start_us is None and note.end_us is None:
+        raise LineRejected("bad_fields", "a session without `startTime`, `created_at`, `timestamp` or `endTime`")
+    return note
+
+
+def _counted(metrics: Json) -> dict[str, str | int | float | list[str]]:
+    return _numbers(
+        metrics.get("interruptions"), _FOCUS_BLOCK_MS * min(_count(metrics.get("focus_blocks"), 0), 1 << 31)
+    )
+
+
+def _numbers(interruptions: object, focus_ms: int) -> dict[str, str | int | float | list[str]]:
+    """Return the counts of a session that say more than nothing."""
+    found = {"interruptions_count": _count(interruptions, 0), "focus_time_ms": focus_ms}
+    return {name: number for name, number in found.items() if number}
+
+
+def _made_by_hand(document: Json, branch: str | None) -> dict[str, str | int | float | list[str]]:
+    """Return what somebody wrote about a session; what the older bridge made of its branch and counts is no such thing."""
+    found: dict[str, str | int | float | list[str]] = {}
+    description, kind, tags = _text(document, "description"), _text(document, "sessionType"), document.get("tags")
+    if description is not None and not description.startswith(_MADE_DESCRIPTIONS):
+        found["description"] = description[:TEXT_CHARS_MAX]
+    if kind is not None and kind != _USUAL_TYPE:
+        found["session_type"] = kind[:CATEGORY_CHARS_MAX]
+    if isinstance(tags, list):
+        own = [tag[:LIST_ITEM_CHARS_MAX] for tag in tags if isinstance(tag, str) and tag and tag != branch]
+        if own:
+            found["tags"] = list(dict.fromkeys(own))[:LIST_ITEMS_MAX]
+    return found
+
+
+def _tools(value: object) -> dict[str, Any]:
+    names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+    return {"tools_used": names[:LIST_ITEMS_MAX]} if names else {}
 
 
 def read_stored_metric(document: Json) -> ToolCall | AddedUp:
@@ -218,7 +320,7 @@ def session_events(note: SessionNote) -> list[tuple[EventId, Event]]:
     The id of either is the session's alone: several files tell of the same start, some with the time at which they
     were written, so the first one that is read decides.
     """
-    project = project_of(note.directory)
+    project = project_of(note.directory) or note.project
     found: list[tuple[EventId, Event]] = []
     for kind, at in ((Kind.SESSION_STARTED, note.start_us), (Kind.SESSION_ENDED, note.end_us)):
         if at is None:
@@ -233,10 +335,12 @@ def session_events(note: SessionNote) -> list[tuple[EventId, Event]]:
 
 
 def time_us(name: str, value: object) -> int:
-    """Return a time of those files as microseconds since 1970 UTC; one without an offset is UTC.
+    """Return a time of those files as microseconds since 1970 UTC; one without an offset is UTC, a number milliseconds.
 
     Raises LineRejected with reason `bad_time`.
     """
+    if type(value) is int and 0 <= value * US_PER_MS < AT_US_MAX:
+        return value * US_PER_MS
     if isinstance(value, str) and len(value) <= _TIME_CHARS_MAX and _is_time(value) is not None:
         try:
             at = datetime.fromisoformat(value)
@@ -256,7 +360,8 @@ def project_of(directory: str | None) -> str | None:
     return clean_text(parts[-1]) or None
 
 
-def _object(data: bytes) -> Json:
+def object_of(data: bytes) -> Json:
+    """Return the JSON object that these bytes are; raise LineRejected for anything else."""
     if 0 in data:
         raise LineRejected("nul", f"a NUL byte at {data.index(0)}: the file was truncated or copied while written")
     try:
@@ -282,7 +387,27 @@ def _session_line(line: Json, *, start: bool) -> SessionNote:
         directory=_text(line, "working_directory"),
         branch=_branch(_text(line, "git_branch")),
         score=_score(line.get("productivity_score")),
+        kept={new: line[old] for old, new in _KEPT.items() if isinstance(line.get(old), dict)},
+        changes=_changes(line, "productivity_score", SCORE_SCALE, ("timestamp",)),
     )
+
+
+def _changes(document: Json, score: str, scale: int, times: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what reading a session did to its values beyond giving them other names."""
+    found = []
+    value = document.get(score)
+    if _is_number(value) and not 0 <= value * scale <= _SCORE_MAX:
+        found.append("clamp.score")
+    if len(_text(document, "description") or "") > TEXT_CHARS_MAX:
+        found.append("truncation.description")
+    if any(has_no_offset(document.get(name)) for name in times):
+        found.append("guess.time_zone")
+    return tuple(found)
+
+
+def has_no_offset(time: object) -> bool:
+    """Return whether a time of those files does not say its offset from UTC."""
+    return isinstance(time, str) and not time.endswith("Z") and "+" not in time and "-" not in time[11:]
 
 
 def _session_of(line: Json, name: str) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from hashlib import md5
 from typing import Any
 
 from metricsd.errors import LineRejected
+from metricsd.ids import user_uuid as user_uuid
 
 Json = dict[str, Any]
 
@@ -60,16 +60,6 @@ def iso(ms: int) -> str:
         .isoformat(timespec="milliseconds")
         .replace("+00:00", "Z")
     )
-
-
-def user_uuid(user: str) -> str:
-    """Return the id that the older API gave to a user's name, which its clients keep and compare.
-
-    It has a UUID's layout and version 4, but is a hash of the name: the variant bits are whatever the hash has.
-    """
-    # Not for security: an identifier that old data holds cannot change its hash.
-    h = md5(user.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
-    return f"{h[0:8]}-{h[8:12]}-4{h[12:15]}-{h[16:20]}-{h[20:32]}"
 
 
 def record_of(value: object, what: str) -> Json:

@@ -29,7 +29,7 @@ the run's folder, holds any.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -117,18 +117,21 @@ class SourceFile(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """The source of a run, in the order in which it is read."""
+    """The source of a run: `files` may be gone through any number of times, in the order in which they are read.
+
+    A source can have a hundred thousand files, so what is behind `files` reads them from the run's folder.
+    """
 
     root: str
-    files: tuple[SourceFile, ...]
+    files: Collection[SourceFile]
 
 
 class Position(Struct, frozen=True):
     """How far the source was read: everything before it is loaded, nothing behind it is.
 
-    stage        the list that is being read: merged sessions first, then rejected documents, then lines
-    index        of the file in the manifest, or of the last session or document
-    occurrences  ids.Occurrences of that file, packed
+    stage        the list that is being read: merged sessions first, then other entries of documents, then lines
+    index        number of the file, or of the last session or entry
+    occurrences  what the form of the file's lines must know of the lines before
     digest       BLAKE2b-128 of the file's bytes before the offset, hexadecimal
     """
 
@@ -141,7 +144,10 @@ class Position(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True, gc=False):
-    """One fact that was read. `raw` is the JSON object as it stands; a merged session's is its latest document.
+    """One fact that was read. `raw` is the JSON object as it stands, `found` what the decoder made of it.
+
+    A merged session has no bytes and no object of its own, `found` is what all its files say together. `found` is None
+    for an entry that is none by itself: an agent's announcement without its call, a record that an export derives.
 
     others  the other places that told of the same fact (a session's files, an agent's announcement before its call)
     """
@@ -150,7 +156,7 @@ class Row(Struct, frozen=True, gc=False):
     subject: Subject
     data: bytes
     raw: Mapping[str, Any]
-    found: Found | Identified | Beside
+    found: Found | Identified | Beside | None
     occurrence: int = 0
     others: tuple[Place, ...] = ()
 

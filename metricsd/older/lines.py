@@ -62,7 +62,7 @@ def add(unit: Unit, found: Found, occurrences: Occurrences, sessions: OlderSessi
         case SessionNote():
             sessions.note(found)
             unit.items.extend(Identified(event_id, event) for event_id, event in session_events(found))
-            unit.beside.extend(_beside(found))
+            unit.beside.extend(beside_of(found))
         case AddedUp():
             unit.beside.append(Suggestion(tool_metrics.TYPE, tool_metrics.record_id(FORM, found.key), found.values))
 
@@ -75,11 +75,12 @@ def _owned(call: ToolCall, sessions: OlderSessions) -> Event:
     return event if owner is None else msgspec.structs.replace(event, session=owner)
 
 
-def _beside(note: SessionNote) -> list[Suggestion | Extra]:
+def beside_of(note: SessionNote) -> list[Suggestion | Extra]:
     """Return what a session's file tells beside its times: the score for the record, the rest for older clients."""
     who_and_where = {"user": note.user, "working_directory": note.directory, "git_branch": note.branch}
     kept = {name: value for name, value in {**who_and_where, **note.kept}.items() if value}
     found: list[Suggestion | Extra] = [Extra(SESSION, note.session, kept)] if kept else []
-    if note.score is not None:
-        found.append(Suggestion("session", f"{APP}/{note.session}", {"score": note.score}))
+    values = dict(note.fields) if note.score is None else {**note.fields, "score": note.score}
+    if values:
+        found.append(Suggestion("session", f"{APP}/{note.session}", values))
     return found

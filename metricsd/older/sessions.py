@@ -7,6 +7,7 @@ belongs to the session of the same person that ran at its time. Names of people 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from metricsd.clock import US_PER_S
@@ -20,7 +21,9 @@ OVERLAPPING_MAX = 64
 """Sessions before a moment that are looked at: that many do not run side by side."""
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
+    """When a session ran, and whose it was."""
+
     start_us: int
     session: str
     end_us: int | None
@@ -31,8 +34,8 @@ class OlderSessions:
     """The sessions of all folders of one home."""
 
     def __init__(self) -> None:
-        self._spans: list[_Span] = []
-        self._by_session: dict[str, _Span] = {}
+        self._spans: list[Span] = []
+        self._by_session: dict[str, Span] = {}
 
     def note(self, note: SessionNote) -> None:
         """Remember what a line or a document says of a session; what was known of it stays, what is new is added."""
@@ -43,7 +46,7 @@ class OlderSessions:
             return
         end = note.end_us if old is None or old.end_us is None else old.end_us
         user = note.user if old is None or old.user is None else old.user
-        new = _Span(start, note.session, end, user)
+        new = Span(start, note.session, end, user)
         if new == old:
             return
         if old is not None:
@@ -60,15 +63,20 @@ class OlderSessions:
         the @; where only one person's sessions are known, everything is that person's.
         """
         behind = bisect_right(self._spans, at_us, key=lambda span: span.start_us)
-        running = [
-            span
-            for span in self._spans[max(behind - OVERLAPPING_MAX, 0) : behind]
-            if at_us <= (span.start_us + OPEN_US_MAX if span.end_us is None else span.end_us)
-        ]
-        own = [span for span in running if _is_same(span.user, user)]
-        if not own and len({span.user for span in self._by_session.values()}) == 1:
-            own = running
-        return own[-1].session if own else None
+        before = self._spans[max(behind - OVERLAPPING_MAX, 0) : behind]
+        is_one_person = len({span.user for span in self._by_session.values()}) == 1
+        return owner_among(before, user, at_us, is_one_person=is_one_person)
+
+
+def owner_among(before: Sequence[Span], user: str | None, at_us: int, *, is_one_person: bool) -> str | None:
+    """Return whose call at this time it was, of sessions that began before it, the latest last. Pure."""
+    running = [
+        span for span in before if at_us <= (span.start_us + OPEN_US_MAX if span.end_us is None else span.end_us)
+    ]
+    own = [span for span in running if _is_same(span.user, user)]
+    if not own and is_one_person:
+        own = running
+    return own[-1].session if own else None
 
 
 def _is_same(one: str | None, other: str | None) -> bool:
