@@ -1,11 +1,17 @@
-"""Fixtures that every room uses: a temporary home, an open store, a clock that obeys."""
+"""Fixtures that every room uses: a temporary home, an open store, a clock that obeys; and how laws are tried.
+
+Laws are about results, not about how busy the machine is: an example has no deadline. In CI the same commit sees the
+same examples; everybody's own runs, and `make soak`, look for new ones.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from metricsd.config import Paths, find_paths
 from metricsd.store.connection import Store
@@ -13,6 +19,14 @@ from tests.fakes import FakeClock
 from tests.postgres_fixtures import postgres_server, postgres_url
 
 __all__ = ["postgres_server", "postgres_url"]
+
+settings.register_profile(
+    "any_machine",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("any_machine")
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ session_fields = st.dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(metric_fields, max_size=3), st.lists(session_fields, max_size=2), st.booleans())
 def test_records_of_any_shape_are_reported(
     metrics: list[dict[str, Any]], noted: list[dict[str, Any]], deleted: bool

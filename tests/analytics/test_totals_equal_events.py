@@ -128,7 +128,7 @@ def compare(summary: Summary, days: tuple[int, int]) -> None:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(steps, min_size=1, max_size=14), st.sampled_from(ZONES), st.sampled_from(ZONES))
 def test_totals_say_what_the_events_say(history: list[tuple[str, Any]], stored: str, read: str) -> None:
     """After deletes, corrections, late and repeated events, in the zone they are kept in and in any other."""
@@ -146,7 +146,7 @@ def test_totals_say_what_the_events_say(history: list[tuple[str, Any]], stored: 
                     compare(summary, days)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(steps, min_size=2, max_size=10), st.sampled_from(ZONES))
 def test_retention_changes_no_report(history: list[tuple[str, Any]], read: str) -> None:
     """What is folded into the totals and dropped still counts as it did, deleted and retracted things included."""
@@ -265,7 +265,7 @@ def test_a_calendar_knows_its_name() -> None:
     assert days_in("Nowhere/At_All").name == Days(None).name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(steps, min_size=1, max_size=12), st.data())
 def test_sessions_are_those_of_the_session_list(history: list[tuple[str, Any]], data: st.DataObject) -> None:
     """The fast reading of thousands of sessions and `session list` agree on each, and so do the days they began on."""

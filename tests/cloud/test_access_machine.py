@@ -300,4 +300,4 @@ class Access(RuleBasedStateMachine):
 
 
 TestAccess = Access.TestCase
-TestAccess.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestAccess.settings = settings(max_examples=40, stateful_step_count=30)

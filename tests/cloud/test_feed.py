@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metricsd.cloud import paging
@@ -207,7 +207,6 @@ def test_any_text_is_a_revision_or_is_not(text: str) -> None:
     assert found is None or found[0] > 0
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_malformed_ids_are_bound_apart_from_real_ones(first: str, second: str) -> None:
     """Different texts have different keys, and a device recognises its own."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricsd.cloud.ingest import parse_events, parse_records
@@ -51,7 +51,7 @@ def test_any_body_is_read_or_refused(body: bytes) -> None:
 
 
 @given(st.lists(wild_events, max_size=6), st.booleans())
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 async def test_what_the_checks_let_through_can_be_stored(
     cloud_place: Path | str, wild: list[dict[str, Any]], sequenced: bool
 ) -> None:
@@ -64,7 +64,7 @@ async def test_what_the_checks_let_through_can_be_stored(
 
 
 @given(st.sampled_from(["/devices", "/hello", "/events", "/records"]), wild_bodies)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 async def test_a_wild_body_is_never_a_fault_of_ours(cloud_place: Path | str, path: str, body: dict[str, Any]) -> None:
     """2xx or 4xx on every route, and the next request works."""
     async with CloudUnderTest(cloud_place) as cloud:
@@ -75,7 +75,7 @@ async def test_a_wild_body_is_never_a_fault_of_ours(cloud_place: Path | str, pat
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 async def test_wild_queries_and_headers_are_refused(cloud_place: Path | str, cursor: str, header: str) -> None:
     """Cursors and tokens of any shape give 4xx."""
     async with CloudUnderTest(cloud_place) as cloud:

@@ -21,7 +21,7 @@ import httpx
 import pytest
 import structlog
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricsd.cloud.access import Scope
@@ -178,7 +178,7 @@ HOSTILE_NAMES = st.text(min_size=1, max_size=40) | st.sampled_from(
 
 
 @given(HOSTILE_NAMES, HOSTILE_NAMES)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 async def test_v1_2_4_hostile_names_are_stored_as_they_are_or_refused(
     tmp_path_factory: pytest.TempPathFactory, user: str, device: str
 ) -> None:
@@ -266,7 +266,7 @@ CLAIMS = st.dictionaries(
 
 
 @given(CLAIMS)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 async def test_v15_3_3_fields_that_are_not_the_clients_are_ignored(
     tmp_path_factory: pytest.TempPathFactory, extra: dict[str, Any]
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricsd.decode import decode_line, parse_line
@@ -72,7 +72,7 @@ def _assert_fits(event: Event) -> None:
         assert (type(value) is int and 0 <= value < 2**63) or (type(value) is str and 0 < len(value) <= NAME_CHARS_MAX)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(
     _PAYLOADS,
     st.sampled_from(sorted(EVENTS)) | st.text(min_size=1, max_size=20),

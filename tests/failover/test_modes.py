@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metricsd.failover import Forced, Mode, Reason
@@ -38,7 +38,6 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "state" / "mode.json"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=states)
 def test_what_is_saved_is_found(file: Path, state: State) -> None:
     """Every field, and no draft is left."""
@@ -47,7 +46,6 @@ def test_what_is_saved_is_found(file: Path, state: State) -> None:
     assert [entry.name for entry in file.parent.iterdir()] == ["mode.json"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=json_values, key=st.sampled_from(["v", "history", "forced", None]))
 def test_hostile_content_is_no_state(file: Path, document: object, key: str | None) -> None:
     """Any JSON in the file's or a field's place is a state that can be shown, or none."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricsd.decode.envelope import parse_line
@@ -143,7 +143,7 @@ def test_the_epoch_second_is_left_out_when_awk_cannot_tell_it(tmp_path: Path) ->
     assert json.loads(only_line(tmp_path / "spool"))["s"] == 0
 
 
-_SLOW_IS_FINE = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_SLOW_IS_FINE = settings(max_examples=40)
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metricsd.config import Paths
@@ -385,7 +385,6 @@ _SETTINGS = st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_siz
 _HOOKS = st.dictionaries(_NAMES, st.lists(_GROUP, min_size=1, max_size=2), min_size=1, max_size=3)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(others=_SETTINGS, registered=_HOOKS, indent=st.sampled_from([None, 2, 4]))
 def test_removing_undoes_installing_without_a_backup(
     target: Target, others: dict[str, Any], registered: dict[str, Any], indent: int | None

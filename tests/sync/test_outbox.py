@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricsd.ids import DeviceId
@@ -177,7 +177,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(steps=steps)
 def test_no_step_loses_or_doubles_an_event(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]

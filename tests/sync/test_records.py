@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricsd.clock import US_PER_MS
@@ -289,7 +289,7 @@ pulls = st.tuples(st.just("pull"), st.integers(1, 5), fields_strategy)
 edits = st.tuples(st.just("edit"), st.just(0), fields_strategy)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(steps=st.lists(st.one_of(pulls, edits), max_size=8))
 def test_pulling_twice_is_pulling_once(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
     """After any history, a page that is applied again changes nothing."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricsd.config import Sync
@@ -586,7 +586,7 @@ values = st.one_of(
 steps = st.lists(st.tuples(st.integers(0, 2), st.one_of(values, st.just(("sync", None)))), max_size=25)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(history=steps)
 def test_after_any_history_three_devices_hold_the_same(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[int, tuple[str, Any]]]

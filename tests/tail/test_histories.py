@@ -393,7 +393,7 @@ def test_two_thousand_random_steps_lose_nothing_and_double_nothing() -> None:
     run_state_machine_as_test(
         Histories,
         settings=settings(
-            max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, database=None, derandomize=True,
+            max_examples=EXAMPLES, stateful_step_count=STEPS, database=None, derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
@@ -407,7 +407,7 @@ def test_millions_of_random_steps_lose_nothing_and_double_nothing() -> None:
     run_state_machine_as_test(
         Histories,
         settings=settings(
-            max_examples=EXAMPLES_SOAK, stateful_step_count=STEPS_SOAK, deadline=None, database=None,
+            max_examples=EXAMPLES_SOAK, stateful_step_count=STEPS_SOAK, database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip

@@ -237,7 +237,7 @@ def test_one_line_that_the_database_refuses_does_not_hold_up_the_file(
 
 
 @given(st.lists(st.integers(0, 400), max_size=12), st.integers(1, 8))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_cutting_of_the_writes_and_any_restarts_give_the_same_events(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], every: int
 ) -> None:
