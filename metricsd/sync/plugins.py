@@ -61,7 +61,7 @@ class _Reply(msgspec.Struct):
     harm: bool = False
 
 
-class _Broken(Exception):
+class PluginBroken(Exception):
     """The process must end; the text says why."""
 
 
@@ -76,7 +76,7 @@ class Pool:
         self._limit_s = limit_s
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
-        self._processes: OrderedDict[Plugin, _Process] = OrderedDict()
+        self._processes: OrderedDict[Plugin, PluginProcess] = OrderedDict()
         self._breaks: dict[Plugin, tuple[int, float]] = {}
 
     async def propose(self, plugin: Plugin, subject: Conflict, names: Sequence[str]) -> Answer:
@@ -92,10 +92,10 @@ class Pool:
             try:
                 reply = self._process(plugin).ask(_question(subject, names), self._limit_s + GRACE_S)
                 if reply.harm:
-                    raise _Broken(reply.problem)
+                    raise PluginBroken(reply.problem)
             except PolicyError as error:
                 return Answer(None, str(error))
-            except (_Broken, OSError, msgspec.MsgspecError) as error:
+            except (PluginBroken, OSError, msgspec.MsgspecError) as error:
                 self._end(plugin)
                 self._breaks[plugin] = (breaks + 1, time.monotonic())
                 return Answer(None, str(error))
@@ -108,13 +108,13 @@ class Pool:
             for plugin in list(self._processes):
                 self._end(plugin)
 
-    def _process(self, plugin: Plugin) -> _Process:
+    def _process(self, plugin: Plugin) -> PluginProcess:
         found = self._processes.get(plugin)
         if found is None:
             code = read_plugin(plugin)
             while len(self._processes) >= PROCESSES_MAX:
                 self._end(next(iter(self._processes)))
-            found = self._processes[plugin] = _Process()
+            found = self._processes[plugin] = PluginProcess()
             found.start(code, self._limit_s, self._memory_bytes)
         self._processes.move_to_end(plugin)
         return found
@@ -148,7 +148,7 @@ def _question(subject: Conflict, names: Sequence[str]) -> bytes:
     return _encode([base.fields, subject.local.fields, subject.remote.fields, context])
 
 
-class _Process:
+class PluginProcess:
     """One plug-in's process, spoken to in frames of four bytes of length and JSON."""
 
     def __init__(self) -> None:
@@ -165,20 +165,20 @@ class _Process:
             bufsize=0,
         )
         if self._popen.stdin is None or self._popen.stdout is None:
-            raise _Broken("has no pipes")
+            raise PluginBroken("has no pipes")
         self._to, self._from = self._popen.stdin.fileno(), self._popen.stdout.fileno()
         for pipe in (self._to, self._from):
             os.set_blocking(pipe, False)
 
     def start(self, code: bytes, limit_s: float, memory_bytes: int) -> None:
-        """Load the plug-in; raise _Broken if that fails."""
+        """Load the plug-in; raise PluginBroken if that fails."""
         head = {"code": code.decode("utf-8", "replace"), "limit_s": limit_s, "memory_bytes": memory_bytes}
         reply = self.ask(_encode(head), START_S)
         if reply.problem:
-            raise _Broken(f"cannot be loaded: {reply.problem}")
+            raise PluginBroken(f"cannot be loaded: {reply.problem}")
 
     def ask(self, question: bytes, limit_s: float) -> _Reply:
-        """Return the reply to a question; raise _Broken if there is none in time."""
+        """Return the reply to a question; raise PluginBroken if there is none in time."""
         deadline = time.monotonic() + limit_s
         rest = memoryview(len(question).to_bytes(4, "big") + question)
         while rest:
@@ -186,10 +186,10 @@ class _Process:
             try:
                 rest = rest[os.write(self._to, rest) :]
             except BrokenPipeError as error:
-                raise _Broken("ended its process") from error
+                raise PluginBroken("ended its process") from error
         size = int.from_bytes(self._read(4, deadline), "big")
         if size > _ANSWER_BYTES_MAX:
-            raise _Broken("answered with too much")
+            raise PluginBroken("answered with too much")
         return _decode_reply(self._read(size, deadline))
 
     def end(self) -> None:
@@ -208,7 +208,7 @@ class _Process:
             self._wait(self._from, select.POLLIN, deadline)
             part = os.read(self._from, size - len(found))
             if not part:
-                raise _Broken("ended its process")
+                raise PluginBroken("ended its process")
             found += part
         return bytes(found)
 
@@ -217,4 +217,4 @@ class _Process:
         poll.register(pipe, event)
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            raise _Broken("did not answer in time")
+            raise PluginBroken("did not answer in time")
