@@ -7,12 +7,18 @@ older hooks the same code that the daemon uses, so that one line has one id whoe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from metricsd.clock import SystemClock
+from metricsd.decode.exported import ExportedEvent, ExportedRecord, read_exported
 from metricsd.decode.older_hooks import SessionNote, ToolCall, object_of, read_object
+from metricsd.decode.transcript import Transcript
 from metricsd.ids import Occurrences
 from metricsd.migration.model import FileKind, Place, Row, Subject
+from metricsd.model import Event, Kind
+from metricsd.store.events import Identified
+from metricsd.store.suggestions import Suggestion
 
 _HISTORY = "session"
 
@@ -91,9 +97,73 @@ class OlderForm:
         return (place,)
 
 
-def form_of(kind: FileKind, name: str, state: bytes) -> LineForm:
-    """Return the form of a file's lines, going on from `state`."""
-    return OlderForm(state)
+class TranscriptForm:
+    """Lines of Claude Code's transcripts: any number of events each."""
+
+    may_cut = True
+
+    def __init__(self, state: bytes = b"") -> None:
+        self._transcript = Transcript(SystemClock(), state)
+
+    def read(self, data: bytes, place: Place, rows: list[Row]) -> None:
+        """Add the events of a line."""
+        for event_id, event in self._transcript.read(data):
+            rows.append(Row(place, subject_of_event(event), data, {}, Identified(event_id, event)))
+
+    def end(self, rows: list[Row]) -> None:
+        """Add nothing: a call without its result may still get one."""
+
+    def state(self) -> bytes:
+        """Return the calls that wait for their results."""
+        return self._transcript.pack()
+
+
+class ExportForm:
+    """Lines of `metricsd export`."""
+
+    may_cut = True
+
+    def __init__(self, is_inactive: Callable[[str], bool]) -> None:
+        self._is_inactive = is_inactive
+
+    def read(self, data: bytes, place: Place, rows: list[Row]) -> None:
+        """Add an event or a record; what was taken back, or what a store derives itself, is an entry of nothing."""
+        line = object_of(data)
+        match read_exported(line):
+            case ExportedEvent() as found:
+                gone = found.batch is not None and self._is_inactive(found.batch)
+                item = None if gone else Identified(found.id, found.event)
+                rows.append(Row(place, subject_of_event(found.event), data, line, item))
+            case ExportedRecord() as record:
+                subject = Subject.SESSION if record.type == "session" else Subject.TOOL_EVENT
+                rows.append(Row(place, subject, data, line, Suggestion(*record)))
+            case None:
+                return
+
+    def end(self, rows: list[Row]) -> None:
+        """Add nothing."""
+
+    def state(self) -> bytes:
+        """Return nothing: each line stands for itself."""
+        return b""
+
+
+def form_of(kind: FileKind, state: bytes, is_inactive: Callable[[str], bool]) -> LineForm:
+    """Return the form of a file's lines, going on from `state`; `is_inactive` says which imports were taken back."""
+    match kind:
+        case FileKind.TRANSCRIPT:
+            return TranscriptForm(state)
+        case FileKind.EXPORT:
+            return ExportForm(is_inactive)
+        case _:
+            return OlderForm(state)
+
+
+def subject_of_event(event: Event) -> Subject:
+    """Return what an event counts as."""
+    if event.kind == Kind.TOOL_USED:
+        return Subject.TOOL_EVENT
+    return Subject.SESSION if event.kind == Kind.SESSION_STARTED else Subject.OTHER_EVENT
 
 
 def subject_of(name: str, kind: FileKind) -> Subject:

@@ -29,7 +29,7 @@ the run's folder, holds any.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -162,7 +162,10 @@ class Row(Struct, frozen=True, gc=False):
 
 
 class Rejected(Struct, frozen=True, gc=False):
-    """An entry of the source that cannot be taken: `reason` is a code of reasons.py, or `rule_<id>` of a rule."""
+    """An entry of the source that cannot be taken: `reason` is a code of reasons.py, or `rule_<id>` of a rule.
+
+    `entries` counts it with the others that told of the same fact.
+    """
 
     place: Place
     subject: Subject
@@ -170,6 +173,7 @@ class Rejected(Struct, frozen=True, gc=False):
     detail: str
     data: bytes | None
     size: int
+    entries: int = 1
 
 
 class Note(Struct, frozen=True, gc=False):
@@ -213,9 +217,11 @@ class Part(Struct, frozen=True):
 
     run: str
     number: int
-    planned: tuple[Planned, ...]
-    rejected: tuple[Rejected, ...]
+    planned: Sequence[Planned]
+    rejected: Sequence[Rejected]
     after: Position
+    rules: bytes = b""
+    """`Validation.snapshot` behind this part."""
 
 
 class Tally(Struct, frozen=True):
@@ -357,11 +363,43 @@ class Validation(Protocol):
         ...
 
 
+class Stored(Struct, frozen=True):
+    """What became of a part. `refused` are rows that only the target could refuse, beside the part's own rejected ones.
+
+    digest  of what was added, as text
+    """
+
+    counts: Counts
+    refused: tuple[Rejected, ...] = ()
+    digest: str = ""
+
+
+class Progress(Struct, frozen=True):
+    """How far a target is: the last part it holds, and what was noted with it. `ledger` is the ledger's size then."""
+
+    part: int = 0
+    after: Position = Position()
+    rules: bytes = b""
+    ledger: int = 0
+    counts: Counts = Counts()
+
+
 class Sink(Protocol):
     """A target, as the runner uses it. What raises stored nothing of the part."""
 
-    def take(self, part: Part) -> Counts:
-        """Store a part, durably when it returns, and say what became of its rows. A second time changes nothing."""
+    def progress(self) -> Progress:
+        """Return how far this run is in the target."""
+        ...
+
+    def take(self, part: Part, ledger: Callable[[Sequence[Rejected]], int]) -> Stored:
+        """Store a part with its progress, and say what became of its rows. A second time changes nothing.
+
+        `ledger` is told what the target refused before anything is committed, and returns the ledger's size.
+        """
+        ...
+
+    def digest(self) -> str:
+        """Return the digest of all that the run added to the target."""
         ...
 
     def close(self) -> None:

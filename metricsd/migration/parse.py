@@ -102,7 +102,7 @@ class Parser:
             yield from self._file(number, self._work.file(number), start)
 
     def _file(self, number: int, file: SourceFile, start: Position) -> Iterator[Piece]:
-        form = form_of(file.kind, file.name, start.occurrences)
+        form = form_of(file.kind, start.occurrences, self._work.is_inactive)
         subject, name, line = subject_of(file.name, file.kind), file.name, start.line
         with _opened(file) as content:
             content.skip(start.offset)

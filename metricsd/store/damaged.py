@@ -40,11 +40,15 @@ _EVENTS = f"SELECT {events.COLUMNS} FROM event WHERE pos BETWEEN ? AND ? ORDER B
 _BY_ID = "SELECT {} FROM {} WHERE id BETWEEN ? AND ? ORDER BY id LIMIT " + str(ROWS_PER_READ)
 COPIED = {
     "conflict_log": "INSERT OR REPLACE",
+    "import_before": "INSERT OR IGNORE",
+    "import_part": "INSERT OR IGNORE",
     "legacy_extra": "INSERT OR REPLACE",
     "record": "INSERT OR REPLACE",
     "quarantine": "INSERT OR IGNORE",
 }
 """Tables whose rows go over as they are: the damaged file knows them better than an older copy."""
+LEFT_OUT = frozenset(("import_run",))
+"""Tables that are not copied: how far an import is would be a promise about events that may be missing."""
 _JSON_COLUMNS = ("fields", "stamps", "base", "local", "remote", "result")
 _LOOSE_CONFLICTS = """
 UPDATE record SET conflict = NULL

@@ -68,11 +68,11 @@ def add(store: Store, file: str, offset: int, data: bytes | None, reason: str, d
     add_all(store, [Reject(file, offset, data, reason, detail, size)])
 
 
-def add_all(store: Store, rejects: Sequence[Reject]) -> int:
+def add_all(store: Store, rejects: Sequence[Reject], *, each_max: int = EACH_MAX) -> int:
     """Quarantine items inside the caller's transaction; a replay adds nothing. Return how many bytes were kept."""
     now = store.clock.now_us()
     rows = []
-    items = pack(rejects)
+    items = pack(rejects, each_max)
     for item in items:
         data = item.data or b""
         digest = sha256(data).digest()
@@ -97,13 +97,13 @@ def add_all(store: Store, rejects: Sequence[Reject]) -> int:
     return sum(min(len(item.data or b""), BYTES_KEPT_MAX) for item in items)
 
 
-def pack(rejects: Sequence[Reject]) -> list[Reject]:
+def pack(rejects: Sequence[Reject], each_max: int = EACH_MAX) -> list[Reject]:
     """Return the items with a flood of alike ones joined, so that a million bad lines do not make a million files.
 
     Lines of one file and reason share an entry up to the bytes that are kept of one, so that all of them can be
     retried; items without bytes share one summary. Captures stay apart: their names are part of their ids. Pure.
     """
-    if len(rejects) <= EACH_MAX:
+    if len(rejects) <= each_max:
         return list(rejects)
     apart: list[Reject] = []
     flood: dict[tuple[str, str, bool], list[Reject]] = {}
@@ -113,7 +113,7 @@ def pack(rejects: Sequence[Reject]) -> list[Reject]:
         group = (kind, item.reason, item.data is None)
         seen[group] = seen.get(group, 0) + 1
         joinable = item.data is None or (not item.file.startswith(_CAPTURES) and len(item.data) < BYTES_KEPT_MAX)
-        if seen[group] <= EACH_MAX or not joinable:
+        if seen[group] <= each_max or not joinable:
             apart.append(item)
         else:
             flood.setdefault(group, []).append(item)

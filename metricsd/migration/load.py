@@ -1,0 +1,151 @@
+"""Stores parts in the local store: rows, checkpoint and digest of one in one transaction.
+
+It writes beside a running daemon, as an edit from the command line does: SQLite lets one of them write at a time, each
+transaction is short, and whoever waits longer than five seconds tries again. What the daemon's tail brings of the same
+files has the same ids, so whoever comes second finds it there. A store that is put back or repaired meanwhile is noticed
+before the next part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from metricsd.decode.transcript import APP as TRANSCRIPT_APP
+from metricsd.decode.transcript import NAME as TRANSCRIPT_NAME
+from metricsd.errors import StoreReplaced, StoreUnavailable
+from metricsd.migration.model import (
+    Counts,
+    Part,
+    Planned,
+    Position,
+    Progress,
+    Rejected,
+    Stored,
+    Subject,
+    Tally,
+    batch_name,
+)
+from metricsd.model import Kind
+from metricsd.reasons import Reason
+from metricsd.store import imports
+from metricsd.store.connection import Store
+from metricsd.store.imports import Batch, Entry, Fate
+from metricsd.store.quarantine import Reject
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_position = msgspec.msgpack.Decoder(Position).decode
+_encode_json = msgspec.json.Encoder().encode
+_decode_counts = msgspec.json.Decoder(Counts).decode
+_COUNTS = "SELECT counts FROM import_part WHERE run = ?"
+
+
+class StoreSink:
+    """The local store as a target. Belongs to one thread."""
+
+    def __init__(self, store: Store, run: str, label: str) -> None:
+        """`label` is what the `import_batch` records say of the source, in a few words."""
+        self._store = store
+        self._run = run
+        self._label = label
+        self._hooked: frozenset[str] | None = None
+
+    def progress(self) -> Progress:
+        """Return how far this run is in the store."""
+        found = imports.progress(self._store, self._run)
+        if found is None:
+            return Progress()
+        counts = Counts()
+        for (text,) in self._store.db.execute(_COUNTS, (self._run,)):
+            counts += _decode_counts(text)
+        return Progress(found.part, _decode_position(found.position), found.kept, found.ledger, counts)
+
+    def take(self, part: Part, ledger: Callable[[Sequence[Rejected]], int]) -> Stored:
+        """Store a part; raise StoreError, and then nothing of it is stored."""
+        if not self._store.is_in_place():
+            raise StoreReplaced("the store was put back or repaired meanwhile: resume the migration")
+        batch = Batch(part.run, part.number, batch_name(part.run, part.number), self._label, "migration")
+        entries = [self._entry(one) for one in part.planned]
+        done = Stored(Counts())
+
+        def finish(stored: imports.Stored) -> tuple[imports.Progress, Sequence[Reject], bytes]:
+            nonlocal done
+            refused = _too_old(part.planned, stored.fates)
+            counts = count(part, stored.fates)
+            done = Stored(counts, tuple(refused), f"{stored.events.text()} {stored.records.text()}")
+            size = ledger(refused)
+            after = imports.Progress(part.number, _encode(part.after), part.rules, size)
+            return after, [to_quarantine(one) for one in (*part.rejected, *refused)], _encode_json(counts)
+
+        imports.take(self._store, batch, entries, finish)
+        return done
+
+    def digest(self) -> str:
+        """Return the digests of all events and of all records that the run added."""
+        events, changed = imports.digest(self._store, self._run)
+        return f"{events.text()} {changed.text()}"
+
+    def close(self) -> None:
+        """Empty the WAL if nobody reads, and close the store."""
+        if self._store.is_open:
+            try:
+                self._store.checkpoint(wait_ms=0)
+            except StoreUnavailable:
+                # The daemon or a reader holds it: it empties the WAL itself.
+                self._store.close()
+                return
+        self._store.close()
+
+    def _entry(self, planned: Planned) -> Entry:
+        items = planned.items
+        if items and items[0].event.name == TRANSCRIPT_NAME and self._is_hooked(planned):
+            return Entry((), ())
+        return Entry(items, planned.beside)
+
+    def _is_hooked(self, planned: Planned) -> bool:
+        """Return whether hooks captured the session of a transcript's line, so that it would count twice."""
+        event = planned.items[0].event
+        if event.kind == Kind.TOKENS_USED:
+            # Hooks do not know of tokens.
+            return False
+        if self._hooked is None:
+            self._hooked = imports.hooked_sessions(self._store, TRANSCRIPT_APP)
+        return event.session in self._hooked
+
+
+def count(part: Part, fates: Iterable[Fate]) -> Counts:
+    """Return what became of a part's entries; each has exactly one fate. Pure."""
+    tallies = {subject: [0, 0, 0, 0] for subject in Subject}
+    for planned, fate in zip(part.planned, fates, strict=True):
+        tally, others = tallies[planned.row.subject], len(planned.row.others)
+        match fate:
+            case Fate.NEW:
+                tally[0] += 1
+                tally[1] += others
+            case Fate.TWICE:
+                tally[1] += 1 + others
+            case Fate.TOO_OLD:
+                tally[2] += 1 + others
+            case Fate.KNOWN | Fate.NOTHING:
+                tally[3] += 1 + others
+    for rejected in part.rejected:
+        tallies[rejected.subject][2] += rejected.entries
+    found = {subject: Tally(sum(tally), *tally) for subject, tally in tallies.items()}
+    return Counts(found[Subject.SESSION], found[Subject.TOOL_EVENT], found[Subject.OTHER_EVENT])
+
+
+def to_quarantine(rejected: Rejected) -> Reject:
+    """Return what the quarantine keeps of a rejected entry."""
+    place = rejected.place
+    detail = f"line {place.line}: {rejected.detail}" if rejected.detail else f"line {place.line}"
+    return Reject(place.file, place.offset, rejected.data, rejected.reason, detail, rejected.size)
+
+
+def _too_old(planned: Sequence[Planned], fates: Sequence[Fate]) -> list[Rejected]:
+    return [
+        Rejected(one.row.place, one.row.subject, Reason.TOO_OLD.value, "", one.row.data or None, len(one.row.data),
+                 1 + len(one.row.others))
+        for one, fate in zip(planned, fates, strict=True)
+        if fate is Fate.TOO_OLD
+    ]  # fmt: skip
