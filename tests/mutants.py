@@ -313,6 +313,13 @@ MUTANTS = (
         f"{POSTGRES}_restore.py::test_a_restored_database_is_told_from_the_one_that_went_on",
     ),
     Mutant(
+        "known texts use up numbers",
+        "metricsd/cloud/pg_terms.py",
+        "WHERE NOT EXISTS (SELECT 1 FROM term WHERE term.text = new.text) ORDER",
+        "ORDER",
+        f"{POSTGRES}_terms.py::test_known_texts_use_up_no_numbers",
+    ),
+    Mutant(
         "the ingest login has its tenants' rights at all times",
         "metricsd/cloud/pg_install.py",
         '"LOGIN NOINHERIT"',

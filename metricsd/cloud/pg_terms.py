@@ -13,9 +13,11 @@ from metricsd.cloud.pg_pool import Db, Pool
 TERMS_MAX = 20_000
 """Texts that are remembered for one tenant: some megabytes at most."""
 _FIND = "SELECT text, id FROM term WHERE text = ANY($1::bytea[])"
-# In one order, so that two processes that learn the same texts wait for each other and never in a circle.
+# In one order, so that two processes that learn the same texts wait for each other and never in a circle. Texts that
+# are there are left out first, because each row that meets a conflict would use up a number all the same.
 _LEARN = """
-INSERT INTO term (text) SELECT text FROM unnest($1::bytea[]) AS new (text) ORDER BY text ON CONFLICT (text) DO NOTHING
+INSERT INTO term (text) SELECT text FROM unnest($1::bytea[]) AS new (text)
+WHERE NOT EXISTS (SELECT 1 FROM term WHERE term.text = new.text) ORDER BY text ON CONFLICT (text) DO NOTHING
 """
 _TEXTS = "SELECT id, text FROM term WHERE id = ANY($1::int[])"
 
