@@ -49,7 +49,7 @@ class Share:
     def take(self, size: int) -> None:
         """Count `size` bytes as held; raise 503 when they do not fit."""
         if not self._budget.take(size):
-            raise busy("this process holds too many requests now")
+            raise busy("this process holds too many requests now", "in_flight_bytes_max")
         self._taken += size
 
     def __enter__(self) -> Share:

@@ -94,7 +94,9 @@ class Cloudlet:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 raw = await ingest.read_raw(incoming.receive, _declared(incoming.scope), self.settings, share)
         except TimeoutError:
-            raise refuse(408, "slow_body", f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+            raise refuse(
+                408, "slow_body", f"the body did not arrive within {BODY_TIMEOUT_S:g} s", limit="body_timeout_s"
+            ) from None
         self.metrics.received(len(raw))
         encoding = header_of(incoming.scope, b"content-encoding")
         if ingest.is_small(raw, encoding, INFLATE_ASIDE_BYTES):

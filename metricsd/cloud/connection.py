@@ -108,7 +108,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_request():
             return
         if self._head_bytes and not self._discarding():
-            self._refuse(refuse(408, "slow_head", f"no whole head within {HEAD_TIMEOUT_S:g} s").problem)
+            detail = f"no whole head within {HEAD_TIMEOUT_S:g} s"
+            self._refuse(refuse(408, "slow_head", detail, limit="head_timeout_s").problem)
         else:
             self.transport.close()
 

@@ -155,7 +155,7 @@ class Pool:
 
     async def _wait_for_turn(self) -> None:
         if self._waiting >= WAITING_MAX:
-            raise busy("too many requests wait for the database")
+            raise busy("too many requests wait for the database", "waiting_requests_max")
         self._waiting += 1
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -63,9 +63,9 @@ def refuse(
     )
 
 
-def busy(detail: str) -> Refused:
-    """Return the refusal for a bound that is reached now: come back in a moment."""
-    return refuse(503, "busy", detail, retry_after_s=RETRY_AFTER_S)
+def busy(detail: str, limit: str | None = None) -> Refused:
+    """Return the refusal for what passes by itself, such as a bound that is reached now: come back in a moment."""
+    return refuse(503, "busy", detail, limit=limit, retry_after_s=RETRY_AFTER_S)
 
 
 def too_large(limit: str, bound: int) -> Refused:

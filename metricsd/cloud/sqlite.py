@@ -129,7 +129,7 @@ class SqliteBackend:
         while len(self._open) >= OPEN_TENANTS_MAX:
             idle = next((key for key, entry in self._open.items() if entry.users == 0 and entry.store.done()), None)
             if idle is None:
-                raise busy("too many tenants are in use at once")
+                raise busy("too many tenants are in use at once", "open_tenants_max")
             await self._close_store(self._open.pop(idle).store.result())
 
     async def _close_store(self, store: SqliteTenant) -> None:

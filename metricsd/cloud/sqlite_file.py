@@ -177,7 +177,7 @@ class FileThread:
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return the result of `work`, done in one transaction; raise 503 when too many wait."""
         if self._waiting >= WAITING_MAX:
-            raise busy("too many requests wait for the database")
+            raise busy("too many requests wait for the database", "waiting_requests_max")
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._transact, work)

@@ -114,8 +114,10 @@ class GroupWriter:
         """Return the job's result once it is durable; raise what it raised, or 503 when the queue is full."""
         waiting = self._items_offered - self._items_taken
         # One request of any size may always wait: a limit on items must not shut out the largest.
-        if self._queue.qsize() >= WRITE_QUEUE_MAX or (waiting and waiting + items > QUEUE_ITEMS_MAX):
-            raise busy("the write queue is full")
+        if self._queue.qsize() >= WRITE_QUEUE_MAX:
+            raise busy("too many requests wait to be written", "waiting_requests_max")
+        if waiting and waiting + items > QUEUE_ITEMS_MAX:
+            raise busy("too many items wait to be written", "waiting_items_max")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._items_offered += items
         self._queue.put(_Job(work, items, future))

@@ -160,7 +160,8 @@ async def test_a_full_queue_refuses_instead_of_growing(file: File) -> None:
     await asyncio.sleep(0)
     with pytest.raises(Refused) as refused:
         await file.writer.write(adding("one too many"), items=1)
-    assert refused.value.problem.status == 503 and refused.value.problem.retry_after_s
+    told = refused.value.problem
+    assert (told.status, told.limit) == (503, "waiting_requests_max") and told.retry_after_s
     go_on.set()
     await asyncio.gather(first, *waiting)
     assert await file.terms() == {str(n) for n in range(WRITE_QUEUE_MAX)}

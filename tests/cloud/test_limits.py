@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import threading
 import zlib
 from collections.abc import AsyncIterator
@@ -28,6 +29,8 @@ from tests.cloud.support import CloudUnderTest, Device, Json, bearer, event, eve
 # Bodies are refused before any database sees them.
 pytestmark = pytest.mark.only_sqlite
 
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ROOT / "metricsd" / "cloud"
 MIB = 1024 * 1024
 SMALL = Cloud(body_bytes_max=4096, inflated_bytes_max=16_384, items_max=10, item_bytes_max=1024, depth_max=8)
 
@@ -256,7 +259,7 @@ async def test_a_body_that_does_not_come_is_given_up(cloud: CloudUnderTest, monk
         await asyncio.Event().wait()
 
     reply = await cloud.http.post("/sync/v1/events", content=chunks(), headers=bearer(device.token))
-    assert problem(reply) == (408, "slow_body")
+    assert problem(reply) == (408, "slow_body") and reply.json()["limit"] == "body_timeout_s"
 
 
 def test_a_budget_gives_back_what_a_refused_request_took() -> None:
@@ -269,7 +272,7 @@ def test_a_budget_gives_back_what_a_refused_request_took() -> None:
             with pytest.raises(Refused) as refused:
                 second.take(1)
             assert refused.value.problem.status == 503
-            assert refused.value.problem.retry_after_s
+            assert refused.value.problem.retry_after_s and refused.value.problem.limit == "in_flight_bytes_max"
         first.take(40)
     assert budget.used == 0
 
@@ -308,8 +311,20 @@ async def test_a_queue_of_two_seconds_work_is_full(tmp_path: Path, monkeypatch: 
             await holding
         assert {problem(reply) for reply in refused} == {(503, "busy")}
         assert all(reply.headers["retry-after"] == "1" for reply in refused)
+        assert {reply.json()["limit"] for reply in refused} == {"waiting_items_max"}
         replies = await asyncio.gather(*pushes)
         assert sorted(reply.status_code for reply in replies) == [200, 200, 503, 503, 503, 503]
+
+
+def test_every_limit_that_a_refusal_names_is_documented_and_the_other_way_round() -> None:
+    """A refusal's `limit` is a row of the table in docs/operations.md, with what to do about it."""
+    sources = "".join(file.read_text() for file in sorted(CODE.glob("*.py")))
+    named = set(re.findall(r'limit="(\w+)"', sources))
+    named |= set(re.findall(r'too_large\("(\w+)"', sources))
+    named |= {names for _, names in re.findall(r'busy\((f?"[^"]*"), "(\w+)"\)', sources)}
+    named |= set(re.findall(r'self\._refusal\("(\w+)"', sources))
+    table = (ROOT / "docs" / "operations.md").read_text().partition("\n## Limits\n")[2].partition("\n## ")[0]
+    assert named == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
 
 
 async def _answered(tasks: list[asyncio.Task[httpx.Response]], count: int) -> AsyncIterator[httpx.Response]:

@@ -15,11 +15,12 @@ from typing import Any
 import asyncpg
 import pytest
 
+from metricsd.cloud import pg_pool
 from metricsd.cloud.pg_pool import Pool
 from metricsd.cloud.postgres import PostgresBackend
 from metricsd.config import Cloud
 from metricsd.errors import UsageError
-from tests.cloud.support import CloudUnderTest, Device, event, events, ok
+from tests.cloud.support import CloudUnderTest, Device, event, events, ok, problem
 from tests.cloud.test_postgres_isolation import connected
 from tests.pooling_proxy import PoolingProxy, is_clean
 from tests.postgres import Cluster, own_cluster
@@ -183,6 +184,30 @@ async def test_connections_are_bounded_and_more_requests_take_turns(postgres_url
         assert len(replies) == 40
         assert cloud.backend.gauges()["database_connections"] <= 2
         assert cloud.backend.gauges()["database_connects_total"] <= 4
+
+
+async def test_more_requests_than_may_wait_are_told_to_come_back(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 that names the limit, at once; those who wait are answered, and then there is room again."""
+    monkeypatch.setattr(pg_pool, "WAITING_MAX", 4)
+    async with CloudUnderTest(postgres_url, Cloud(database_connections=1)) as cloud:
+        device = await cloud.device()
+        body = {"device_id": device.id, "epoch": 1, "acked_seq": 0}
+        backend: Any = cloud.backend
+        async with backend.pool(None).transaction():
+            asked = [asyncio.create_task(cloud.post("/hello", body, device.token)) for _ in range(10)]
+            done, waiting = set[Any](), set(asked)
+            while len(done) < 6:
+                more, waiting = await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+                assert more, "nobody was refused"
+                done |= more
+        for task in done:
+            assert problem(task.result()) == (503, "busy")
+            assert task.result().json()["limit"] == "waiting_requests_max"
+            assert int(task.result().headers["retry-after"]) >= 1
+        assert [reply.status_code for reply in await asyncio.gather(*waiting)] == [200] * 4
+        assert (await device.hello())["last_seq"] == 0
 
 
 async def test_it_works_behind_a_proxy_that_pools_transactions(postgres_url: str) -> None:

@@ -142,7 +142,7 @@ async def test_a_head_that_does_not_come_is_given_up(
         writer.write(sent)
         answer = await asyncio.wait_for(reader.read(), 5)
         if sent:
-            assert refusal(answer) == (408, "slow_head")
+            assert refusal(answer) == (408, "slow_head") and b'"limit":"head_timeout_s"' in answer
         else:
             assert answer == b""
         writer.close()

@@ -44,6 +44,7 @@ async def test_more_tenants_at_once_than_may_be_open_are_told_to_wait(
     async with cloud.backend.tenant(one) as store:
         reply = await second.try_push(events(1))
         assert reply.status_code == 503 and int(reply.headers["retry-after"]) >= 1
+        assert reply.json()["limit"] == "open_tenants_max"
         page = await store.changes(Writer("ann", None), FeedQuery("", 10, False), 0)
         assert page.items == []
     assert (await second.push(events(1)))["acked_through"] == 1
