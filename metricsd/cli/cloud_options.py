@@ -131,10 +131,16 @@ def print_rows(rows: Sequence[Mapping[str, object]], as_json: bool, empty: str) 
         click.echo(empty)
         return
     names = list(rows[0])
-    table = [names, *[["-" if row[name] is None else str(row[name]) for name in names] for row in rows]]
+    table = [names, *[[_cell(row[name]) for name in names] for row in rows]]
     widths = [max(len(line[column]) for line in table) for column in range(len(names))]
     for line in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def print_done(row: Mapping[str, object], as_json: bool, sentence: str) -> None:

@@ -159,18 +159,28 @@ def tenant_export(name: str, output: Path | None, database: str | None) -> None:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UsageError(f"{output} cannot be made ({error.strerror}): name a new file") from error
-    with os.fdopen(descriptor, "wb") as stream:
-        asyncio.run(_export(name, database, stream))
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            lines = asyncio.run(_export(name, database, stream))
+            os.fsync(descriptor)
+    except BaseException:
+        # Half an export is of no use, and would stand in the way of the next try.
+        output.unlink(missing_ok=True)
+        raise
+    click.echo(f"{lines} lines of tenant {name} are in {output}", err=True)
 
 
-async def _export(name: str, database: str | None, stream: IO[bytes]) -> None:
+async def _export(name: str, database: str | None, stream: IO[bytes]) -> int:
+    """Write the lines; return how many."""
     from metricsd.cloud.export import export_lines
 
     backend = open_backend(database)
+    count = 0
     try:
         async for lines in export_lines(backend, name, SystemClock(), actor=actor()):
             stream.write(lines)
+            count += lines.count(b"\n")
         stream.flush()
     finally:
         await backend.close()
+    return count

@@ -25,8 +25,11 @@ from metricsd.clock import SystemClock
 
 if TYPE_CHECKING:
     from metricsd.cloud.access import Token
+    from metricsd.cloud.registry import AdminBackend
 
 SCOPES = ("enrol", "read", "admin", "legacy")
+_JSON_FIELDS = ("id", "scope", "tenant", "user", "created_at", "revoked")
+"""Programs rely on these six, and on no other."""
 _ONCE = "shown this once; whoever has it can act for this user"
 
 
@@ -47,31 +50,40 @@ def token_create(
 ) -> None:
     """Make a token and print it, this once."""
     from metricsd.cloud.access import Scope
+    from metricsd.cloud.auth import digest_of
     from metricsd.cloud.tenants import create_token
 
     clock = SystemClock()
     expires_at = None if expires is None else parse_expiry(expires, clock.now_us())
-    text = with_backend(
-        database,
-        lambda backend: create_token(
+
+    async def make(backend: AdminBackend) -> tuple[str, str]:
+        text = await create_token(
             backend.directory, tenant_name, user, Scope(scope), clock, expires_at=expires_at, actor=actor()
-        ),
-    )
+        )
+        made = await backend.directory.find_token(digest_of(text))
+        return text, "" if made is None else made.id
+
+    text, token_id = with_backend(database, make)
     if as_json:
-        click.echo(json.dumps({"token": text, "tenant": tenant_name, "user": user, "scope": scope}))
+        row = {"token": text, "tenant": tenant_name, "user": user, "scope": scope, "id": token_id}
+        click.echo(json.dumps(row))
         return
     click.echo(text)
-    click.echo(_ONCE, err=True)
+    click.echo(f"{_ONCE}; `metricsd cloud token revoke {token_id}` ends it", err=True)
 
 
 @token.command("list")
 @any_tenant_option
+@click.option("--long", "is_long", is_flag=True, help="JSON: device and expires_at as well, as the table has them.")
 @database_option
 @json_option
-def token_list(tenant_name: str | None, database: str | None, as_json: bool) -> None:
+def token_list(tenant_name: str | None, is_long: bool, database: str | None, as_json: bool) -> None:
     """List tokens, never their secrets."""
     found = with_backend(database, lambda backend: backend.directory.list_tokens(tenant_name))
-    print_rows([_row(token) for token in found], as_json, "no tokens")
+    rows = [_row(token) for token in found]
+    if as_json and not is_long:
+        rows = [{name: row[name] for name in _JSON_FIELDS} for row in rows]
+    print_rows(rows, as_json, "no tokens")
 
 
 @token.command("rotate")

@@ -15,7 +15,7 @@ import msgspec
 
 from metricsd.clock import Clock
 from metricsd.cloud.access import Act, NewDevice, Scope, Tenant, Token
-from metricsd.cloud.audit import chained
+from metricsd.cloud.audit import GENESIS, chained
 from metricsd.cloud.pg_errors import as_told, schema_not_ready
 from metricsd.cloud.pg_install import Instance, find_instance
 from metricsd.cloud.pg_names import CONTROL
@@ -72,17 +72,26 @@ class ControlSchema:
         except Exception as error:
             raise as_told(error) from error
 
+    async def listed(self, query: str, *args: Any) -> list[Any]:
+        """Return what the owner reads; [] where no cloud has been made yet, as in an empty folder."""
+        try:
+            if not await self.is_installed():
+                return []
+        except Exception as error:
+            raise as_told(error) from error
+        async with self.owner() as db:
+            return await db.fetch(query, *args)
+
     async def keep_act(self, act: Act) -> None:
         async with self.request() as db:
             await keep(db, act)
 
     async def audit_page(self, after: int, limit: int) -> list[AuditRow]:
-        async with self.owner() as db:
-            return [_audit_row(row) for row in await db.fetch(_AUDIT, after, limit)]
+        return [_audit_row(row) for row in await self.listed(_AUDIT, after, limit)]
 
     async def audit_head(self) -> AuditHead:
-        async with self.owner() as db:
-            return AuditHead(*await db.fetchrow("SELECT seq, hash FROM audit_head"))
+        rows = await self.listed("SELECT seq, hash FROM audit_head")
+        return AuditHead(*rows[0]) if rows else AuditHead(0, GENESIS)
 
 
 async def keep(db: Db, act: Act) -> None:

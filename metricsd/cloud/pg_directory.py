@@ -129,13 +129,7 @@ class PgDirectory(PgEnrolment, PgPeople):
             raise as_told(error) from error
 
     async def list_tenants(self) -> list[Tenant]:
-        try:
-            if not await self.is_installed():
-                return []
-        except Exception as error:
-            raise as_told(error) from error
-        async with self.owner() as db:
-            return [tenant_of(row) for row in await db.fetch(_LIST)]
+        return [tenant_of(row) for row in await self.listed(_LIST)]
 
     async def suspend_tenant(self, tenant: Tenant, suspended_at: int | None, act: Act) -> bool:
         async with self.owner() as db:
@@ -156,11 +150,8 @@ class PgDirectory(PgEnrolment, PgPeople):
             await keep(db, act)
 
     async def list_tokens(self, tenant: str | None) -> list[Token]:
-        async with self.owner() as db:
-            rows = await db.fetch(
-                _FIND + "WHERE $1::text IS NULL OR tenant.name = $1 ORDER BY token.created_at, token.id", tenant
-            )
-        return [_token(row) for row in rows]
+        of_tenant = "WHERE $1::text IS NULL OR tenant.name = $1 ORDER BY token.created_at, token.id"
+        return [_token(row) for row in await self.listed(_FIND + of_tenant, tenant)]
 
     async def revoke_token(self, token_id: str, act: Act) -> bool:
         async with self.owner() as db:

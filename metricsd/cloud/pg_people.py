@@ -41,8 +41,7 @@ class PgPeople(ControlSchema):
             return True
 
     async def list_users(self, tenant: str | None) -> list[User]:
-        async with self.owner() as db:
-            rows = await db.fetch(_USERS, tenant, self._clock.now_us())
+        rows = await self.listed(_USERS, tenant, self._clock.now_us())
         return [User(name=r[0], tenant=r[1], created_at=r[2], devices=r[3], tokens=r[4]) for r in rows]
 
     async def revoke_user(self, tenant: Tenant, name: str, act: Act) -> int | None:
@@ -65,8 +64,7 @@ class PgPeople(ControlSchema):
             return tokens
 
     async def list_devices(self, tenant: str | None) -> list[Device]:
-        async with self.owner() as db:
-            rows = await db.fetch(_DEVICES, tenant, self._clock.now_us())
+        rows = await self.listed(_DEVICES, tenant, self._clock.now_us())
         return [
             Device(
                 id=r[0], name=r[1], tenant=r[2], user=r[3], parent=r[4], created_at=r[5], live=r[6], erased_at=r[7]

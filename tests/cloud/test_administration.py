@@ -18,7 +18,7 @@ from metricsd.errors import UsageError
 from tests.cloud.support import CloudUnderTest, Device, event
 from tests.cloud.test_cloud_cli import run
 
-TOKEN_FIELDS = {"id", "scope", "tenant", "user", "device", "created_at", "expires_at", "revoked"}
+TOKEN_FIELDS = ["id", "scope", "tenant", "user", "created_at", "revoked"]
 
 
 def told(*arguments: str) -> Any:
@@ -41,15 +41,19 @@ async def filled(home: Paths) -> Device:
 
 def test_tokens_are_listed_and_rotated_without_their_secrets(acme: None) -> None:
     """`token list --json` is an array whose rows have these fields; a secret is printed where it is made, once."""
-    made = told("token", "create", "--tenant", "acme", "--user", "ann", "--scope", "legacy")["token"]
+    shown = told("token", "create", "--tenant", "acme", "--user", "ann", "--scope", "legacy")
+    made = shown["token"]
     [row] = told("token", "list")
-    assert row.keys() == TOKEN_FIELDS and (row["scope"], row["revoked"]) == ("legacy", False)
+    assert list(row) == TOKEN_FIELDS and (row["scope"], row["revoked"]) == ("legacy", False)
+    assert shown["id"] == row["id"]
     rotated = told("token", "rotate", row["id"], "--overlap", "2h")
     assert rotated["token"].startswith("mdl_") and rotated["replaces"] == row["id"] and rotated["overlap_s"] == 7200
-    listing = run("token", "list", "--json").stdout
+    assert [list(found) for found in told("token", "list")] == [TOKEN_FIELDS] * 2
+    listing = run("token", "list", "--json", "--long").stdout
     assert made[4:] not in listing and rotated["token"][4:] not in listing
     rows = {found["id"]: found for found in json.loads(listing)}
     assert rows[row["id"]]["expires_at"] is not None and rows[rotated["id"]]["expires_at"] is None
+    assert {found["device"] for found in rows.values()} == {None}
     with pytest.raises(UsageError, match="--overlap"):
         run("token", "rotate", row["id"], "--overlap", "soon")
 
@@ -129,6 +133,9 @@ async def test_an_export_holds_everything_and_says_where_it_ends(home: Paths, tm
     assert lines[5]["record"]["fields"] == {"description": "d"}
     with pytest.raises(UsageError, match="new file"):
         run_in_thread("tenant", "export", "acme", "--output", str(target))
+    with pytest.raises(UsageError, match="no tenant 'nobody'"):
+        run_in_thread("tenant", "export", "nobody", "--output", str(tmp_path / "nobody.jsonl"))
+    assert list(tmp_path.glob("*.jsonl")) == [target], "what cannot be exported leaves no file"
     again = run_in_thread("tenant", "export", "acme").splitlines()
     assert [json.loads(line)["kind"] for line in again] == [line["kind"] for line in lines]
     assert [row["action"] for row in json.loads(run_in_thread("audit", "list", "--json"))][-2:] == [

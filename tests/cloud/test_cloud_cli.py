@@ -31,12 +31,13 @@ def test_a_token_is_created_listed_and_revoked_in_the_homes_database(home: Paths
     made = json.loads(run("tenant", "create", "local", "--json").stdout)
     assert made["name"] == "local"
     shown = json.loads(run("token", "create", "--tenant", "local", "--user", "local", "--json").stdout)
-    assert list(shown) == ["token", "tenant", "user", "scope"]
+    assert list(shown) == ["token", "tenant", "user", "scope", "id"]
     assert (shown["tenant"], shown["user"], shown["scope"]) == ("local", "local", "enrol")
     assert (home.cloud / "directory.db").is_file()
     listing = run("token", "list", "--json").stdout
     assert shown["token"] not in listing and shown["token"][4:] not in listing
     [row] = json.loads(listing)
+    assert row["id"] == shown["id"]
     assert (row["scope"], row["tenant"], row["user"], row["revoked"]) == ("enrol", "local", "local", False)
     assert row["created_at"].endswith("Z")
     run("token", "revoke", row["id"])
@@ -50,7 +51,10 @@ def test_listings_for_people_are_tables(home: Paths) -> None:
     assert "tenant create" in run("tenant", "list").stdout
     run("tenant", "create", "acme")
     assert [line.split()[0] for line in run("tenant", "list").stdout.splitlines()] == ["name", "acme"]
-    assert run("token", "create", "--tenant", "acme", "--user", "ann", "--scope", "read").stdout.startswith("mdr_")
+    made = run("token", "create", "--tenant", "acme", "--user", "ann", "--scope", "read")
+    names, row = (line.split() for line in run("token", "list").stdout.splitlines())
+    assert made.stdout.startswith("mdr_") and f"token revoke {row[0]}" in made.stderr
+    assert (names[-1], row[-1]) == ("revoked", "no")
 
 
 def test_another_database_is_named_by_url(home: Paths, tmp_path: Path) -> None:

@@ -62,7 +62,12 @@ def test_the_commands_of_a_team_work_from_end_to_end(tmp_path: Path, postgres_ur
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
         return done.stdout
 
-    assert json.loads(ok("tenant", "list", "--json")) == []
+    for noun in ("tenant", "token", "user", "device", "audit"):
+        assert json.loads(ok(noun, "list", "--json")) == [], (
+            "an empty database is an empty cloud, as an empty folder is"
+        )
+    assert json.loads(ok("stats", "--json")) == []
+    assert json.loads(ok("audit", "verify", "--json"))["rows"] == 0
     ok("tenant", "create", "acme")
     ok("user", "add", "ann", "--tenant", "acme")
     ok("enrol", "--tenant", "acme", "--user", "ann")
