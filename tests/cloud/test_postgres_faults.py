@@ -278,14 +278,16 @@ async def test_a_login_or_database_that_is_not_there_stops_a_start(postgres_url:
 
 
 async def test_what_was_acknowledged_survives_the_postmasters_death() -> None:
-    """Killed with SIGKILL under load, with full durability: nothing acknowledged is missing, nothing is doubled."""
-    await kill_postmaster(2)
+    """Killed with SIGKILL under load five times, with full durability: nothing acknowledged is missing, nothing is
+    doubled."""
+    await kill_postmaster(5)
 
 
 @pytest.mark.soak
-async def test_what_was_acknowledged_survives_five_deaths_of_the_postmaster() -> None:
-    """The same, five times."""
-    await kill_postmaster(5)
+@pytest.mark.timeout(1800)
+async def test_what_was_acknowledged_survives_fifty_deaths_of_the_postmaster() -> None:
+    """The same, fifty times."""
+    await kill_postmaster(50)
 
 
 async def kill_postmaster(times: int) -> None:
@@ -313,10 +315,10 @@ async def kill_under_load(cloud: CloudUnderTest, cluster: Cluster, pushers: list
                 # Refused with 503; a client comes back with the same batch.
                 await asyncio.sleep(0.01)
 
-    before = sum(pushing.acked for pushing in pushers)
+    before, wanted = sum(pushing.acked for pushing in pushers), random.randint(100, 1500)
     tasks = [asyncio.create_task(run(pushing)) for pushing in pushers]
     deadline = time.monotonic() + 20
-    while sum(pushing.acked for pushing in pushers) < before + 1500:
+    while sum(pushing.acked for pushing in pushers) < before + wanted:
         assert time.monotonic() < deadline, "no progress"
         await asyncio.sleep(0.002)
     await asyncio.to_thread(cluster.kill)
