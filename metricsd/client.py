@@ -47,6 +47,8 @@ from metricsd.protocol import (
     EnrolReply,
     EnrolRequest,
     EraseReply,
+    HaveReply,
+    HaveRequest,
     HelloReply,
     HelloRequest,
     PolicyReply,
@@ -206,6 +208,10 @@ class CloudClient:
     async def push_unsequenced(self, body: bytes) -> PushEventsReply:
         """Send a PushEvents body whose items have no place in the stream: the cloud knows each by its id alone."""
         return await self._fetch("POST", "/events?unsequenced=1", body, PushEventsReply)
+
+    async def have(self, request: HaveRequest) -> HaveReply:
+        """Ask which events are in the cloud already."""
+        return await self._post("/have", request, HaveReply)
 
     async def push_records(self, request: PushRecords) -> PushRecordsReply:
         """Send changes of records."""

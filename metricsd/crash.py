@@ -21,13 +21,25 @@ Point = Literal[
     "during_schema_step",
     "after_answer_before_ack",
 ]
+MigrationPoint = Literal[
+    "migrate_surveyed",
+    "migrate_part_validated",
+    "migrate_part_ledger",
+    "migrate_part_inserted",
+    "migrate_part_stored",
+    "migrate_loaded",
+    "migrate_compared",
+    "migrate_reported",
+]
 POINTS: tuple[Point, ...] = get_args(Point)
+MIGRATION_POINTS: tuple[MigrationPoint, ...] = get_args(MigrationPoint)
+"""The edges of a migration's stages."""
 
 _wanted, _, _pass = os.environ.get(VARIABLE, "").partition(":")
 _passes_left = int(_pass) if _pass.isdecimal() else 1
 
 
-def crash_point(name: Point) -> None:
+def crash_point(name: Point | MigrationPoint) -> None:
     """Kill this process if the environment asks for it here; else do nothing."""
     if _wanted and name == _wanted:
         _count_down()

@@ -8,13 +8,14 @@ before the next part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import msgspec
 
 from metricsd.decode.transcript import APP as TRANSCRIPT_APP
 from metricsd.decode.transcript import NAME as TRANSCRIPT_NAME
 from metricsd.errors import StoreReplaced, StoreUnavailable
+from metricsd.ids import EventId
 from metricsd.migration.model import (
     Counts,
     Part,
@@ -27,12 +28,14 @@ from metricsd.migration.model import (
     Tally,
     batch_name,
 )
+from metricsd.migration.work import Work
 from metricsd.model import Kind
 from metricsd.reasons import Reason
-from metricsd.store import imports
+from metricsd.store import imports, records
 from metricsd.store.connection import Store
 from metricsd.store.imports import Batch, Entry, Fate
 from metricsd.store.quarantine import Reject
+from metricsd.store.suggestions import Suggestion
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_position = msgspec.msgpack.Decoder(Position).decode
@@ -114,6 +117,48 @@ class StoreSink:
         return event.session in self._hooked
 
 
+class DryRun:
+    """Stores nothing, and says what a run would: of the store, where there is one, it only reads."""
+
+    def __init__(self, work: Work, store: Store | None) -> None:
+        self._work = work
+        self._store = store
+        work.begin_dry_run()
+
+    def progress(self) -> Progress:
+        """Return the beginning: a dry run is not resumed."""
+        return Progress()
+
+    def take(self, part: Part, ledger: Callable[[Sequence[Rejected]], int]) -> Stored:
+        """Return what would become of a part."""
+        ids = [item.id for one in part.planned for item in one.items]
+        known = set(imports.locate(self._store, ids)) if self._store is not None else set()
+        ledger([])
+        return Stored(count(part, [self._fate(one, known) for one in part.planned]))
+
+    def digest(self) -> str:
+        """Return nothing: nothing was stored."""
+        return ""
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._store is not None:
+            self._store.close()
+
+    def _fate(self, planned: Planned, known: Container[EventId]) -> Fate:
+        if not planned.items and not planned.beside:
+            return Fate.NOTHING
+        keys = [bytes(item.id) for item in planned.items]
+        for one in planned.beside if not keys else ():
+            if isinstance(one, Suggestion):
+                if self._store is not None and records.get(self._store, one.type, one.id) is not None:
+                    return Fate.KNOWN
+                keys.append(f"{one.type}/{one.id}".encode())
+        if all(item.id in known for item in planned.items) and planned.items:
+            return Fate.KNOWN
+        return Fate.NEW if any(self._work.first_seen(keys)) else Fate.TWICE
+
+
 def count(part: Part, fates: Iterable[Fate]) -> Counts:
     """Return what became of a part's entries; each has exactly one fate. Pure."""
     tallies = {subject: [0, 0, 0, 0] for subject in Subject}
@@ -125,7 +170,7 @@ def count(part: Part, fates: Iterable[Fate]) -> Counts:
                 tally[1] += others
             case Fate.TWICE:
                 tally[1] += 1 + others
-            case Fate.TOO_OLD:
+            case Fate.TOO_OLD | Fate.REFUSED:
                 tally[2] += 1 + others
             case Fate.KNOWN | Fate.NOTHING:
                 tally[3] += 1 + others

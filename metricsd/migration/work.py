@@ -44,6 +44,8 @@ CREATE TABLE IF NOT EXISTS entry (
     number INTEGER PRIMARY KEY, file INTEGER NOT NULL, line INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS inactive (batch TEXT PRIMARY KEY) STRICT;
+-- Events that were sent to the cloud, by which part, and whether it had them before.
+CREATE TABLE IF NOT EXISTS sent (id BLOB PRIMARY KEY, part INTEGER NOT NULL, known INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 _FILES = "SELECT name, path, kind, packed, why, stamp, size, digest, lines FROM file"
 _TOLD = """
@@ -57,6 +59,7 @@ ORDER BY t.session, t.rank, t.file, t.line
 _BEFORE = 'SELECT start, session, "end", user FROM session WHERE start <= ? ORDER BY start DESC, session DESC LIMIT ?'
 _NEXT = "SELECT min(start) FROM session WHERE start > ?"
 _NEVER = (1 << 63) - 1
+_IDS_PER_QUERY = 500
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_note = msgspec.msgpack.Decoder(SessionNote).decode
@@ -248,6 +251,33 @@ class Work:
             [(one.note.session, one.rank, number, one.place.line, one.place.offset, _encode(one.note)) for one in told],
         )
 
+    def sent(self, ids: Sequence[bytes]) -> dict[bytes, tuple[int, bool]]:
+        """Return {id: (part, whether the cloud had it before)} of the events that are sent, or about to be."""
+        found: dict[bytes, tuple[int, bool]] = {}
+        for start in range(0, len(ids), _IDS_PER_QUERY):
+            some = ids[start : start + _IDS_PER_QUERY]
+            marks = ", ".join("?" * len(some))
+            sql = f"SELECT id, part, known FROM sent WHERE id IN ({marks})"  # noqa: S608 - question marks only
+            found.update({row[0]: (row[1], bool(row[2])) for row in self._db.execute(sql, some)})
+        return found
+
+    def note_sending(self, part: int, known: dict[bytes, bool]) -> None:
+        """Note what a part is about to send, and what of it the cloud had: an answer may be lost."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", [(key, part, had) for key, had in known.items()]
+            )
+
+    def begin_dry_run(self) -> None:
+        """Forget what an earlier dry run saw."""
+        self._db.execute("CREATE TABLE IF NOT EXISTS seen (id BLOB PRIMARY KEY) STRICT, WITHOUT ROWID")
+        self._db.execute("DELETE FROM seen")
+
+    def first_seen(self, keys: Sequence[bytes]) -> list[bool]:
+        """Return for each key whether this dry run meets it for the first time."""
+        with self._transaction():
+            return [self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1 for key in keys]
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
@@ -267,6 +297,9 @@ class Files:
 
     def __iter__(self) -> Iterator[SourceFile]:
         return self._work.files()
+
+    def __contains__(self, file: object) -> bool:
+        return any(one == file for one in self)
 
     def __len__(self) -> int:
         totals = self._work.totals()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricsd.crash import crash_point
 from metricsd.errors import StoreReplaced
 from metricsd.ids import EventId
 from metricsd.model import Kind
@@ -53,6 +54,8 @@ class Fate(Enum):
     KNOWN = "known"
     TOO_OLD = "too_old"
     """Older than what retention has folded: whether it was counted can no longer be told."""
+    REFUSED = "refused"
+    """The target will not take it."""
     NOTHING = "nothing"
     """There is nothing to store of it."""
 
@@ -127,6 +130,7 @@ def take(store: Store, batch: Batch, entries: Sequence[Entry], finish: Finish, *
         part = _Part(store, batch)
         fates = part.settle(entries)
         events.insert(store, part.fresh, device=events.own_device(store))
+        crash_point("migrate_part_inserted")
         stored = Stored(fates, digests.of_events(part.fresh), part.changed)
         if part.fresh or part.changed.rows:
             _note_batch(store, batch, stored)
