@@ -125,6 +125,10 @@ class SchemaTooNew(StoreError):
     """This database was written by a newer metricsd; upgrade metricsd to open it."""
 
 
+class SchemaStepFailed(StoreError):
+    """A schema step failed and left nothing behind; the database stays on the step it is on."""
+
+
 class CloudError(MetricsdError):
     """The cloud answered with an error."""
 

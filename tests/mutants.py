@@ -341,6 +341,13 @@ MUTANTS = (
         f"{POSTGRES}_move.py::test_a_difference_is_found",
     ),
     Mutant(
+        "who is in a moved tenant is not compared",
+        "metricsd/cloud/move.py",
+        "        return _compared(tenant, _source_digests(db) | people, there, _change(db), already=True)\n",
+        "        return _compared(tenant, _source_digests(db), there, _change(db), already=True)\n",
+        f"{POSTGRES}_move.py::test_a_token_that_was_revoked_between_two_tries_does_not_count_again",
+    ),
+    Mutant(
         "a dropped event's position is forgotten",
         "metricsd/cloud/pg_retention.py",
         "FROM old WHERE seq IS NOT NULL\n",

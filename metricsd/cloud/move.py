@@ -18,9 +18,9 @@ from msgspec import Struct
 
 from metricsd.clock import Clock
 from metricsd.cloud.access import Act, Tenant
+from metricsd.cloud.move_people import copy_people, people_here, people_there
 from metricsd.cloud.move_rows import TABLES, Counting, Digest, source_rows, target_digest
 from metricsd.cloud.pg_control import keep
-from metricsd.cloud.pg_directory import insert_tenant
 from metricsd.cloud.pg_errors import as_told
 from metricsd.cloud.pg_install import make_tenant
 from metricsd.cloud.pg_names import CONTROL, schema_of
@@ -31,24 +31,11 @@ from metricsd.cloud.sqlite_control import FILE_NAME
 from metricsd.crash import crash_point
 from metricsd.errors import MetricsdError
 
-_ACCOUNTS = "SELECT id, name, created_at FROM user WHERE tenant = ? ORDER BY id"
-_DEVICES = "SELECT id, name, parent, created_at, erased_at FROM device WHERE user = ? ORDER BY id"
-_TOKENS = """
-SELECT id, lookup, hash, scope, device, created_at, expires_at, revoked_at FROM token WHERE user = ? ORDER BY id
-"""
-_CODES = "SELECT id, salt, digest, created_at, expires_at, attempts, spent_at FROM code WHERE user = ? ORDER BY id"
-_PUT_ACCOUNT = "INSERT INTO account (tenant, name, created_at) VALUES ($1, $2, $3) RETURNING id"
-_PUT_DEVICE = "INSERT INTO device (account, id, name, parent, created_at, erased_at) VALUES ($1, $2, $3, $4, $5, $6)"
-_PUT_TOKEN = """
-INSERT INTO token (account, id, lookup, hash, scope, device, created_at, expires_at, revoked_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-"""  # noqa: S105 - SQL
-_PUT_CODE = """
-INSERT INTO code (account, id, salt, digest, created_at, expires_at, attempts, spent_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-"""
 _AUDIT = "SELECT seq, at, actor, action, tenant, subject, detail, hash FROM audit ORDER BY seq"
 _PUT_AUDIT = "INSERT INTO audit VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+_AUDIT_IS_THERE = """
+SELECT 1 FROM audit WHERE (seq = $1 AND hash = $2) OR (action = 'audit.left' AND subject = $3)
+"""
 LOCK_TIMEOUT_S = 3.0
 
 
@@ -98,8 +85,8 @@ async def move_cloud(
     here = Source(folder)
     with here.directory() as directory:
         try:
-            await _move_audit(directory, target)
-            known = {tenant.id: tenant.name for tenant in await target.directory.list_tenants()}
+            await _move_audit(directory, target, clock, actor)
+            known = {tenant.id: tenant for tenant in await target.directory.list_tenants()}
             changes = {}
             for tenant in tenants:
                 with here.tenant(tenant) as db:
@@ -115,20 +102,26 @@ async def move_cloud(
 
 async def _move_or_compare(
     db: sqlite3.Connection, directory: sqlite3.Connection, target: PostgresBackend, tenant: Tenant,
-    known: dict[str, str], clock: Clock, actor: str,
+    known: dict[str, Tenant], clock: Clock, actor: str,
 ) -> Moved:  # fmt: skip
+    people = people_here(directory, tenant)
     if tenant.id in known:
-        async with target.pool(None).transaction(_path(tenant), mode="ISOLATION LEVEL REPEATABLE READ") as to:
+        read = "ISOLATION LEVEL REPEATABLE READ"
+        async with target.pool(known[tenant.id].server).transaction(_path(tenant), mode=read) as to:
             there = {table.name: await target_digest(to, table) for table in TABLES}
-        return _compared(tenant, _source_digests(db), there, _change(db), already=True)
-    if tenant.name in known.values():
+        async with target.pool(None).transaction(mode=read) as to:
+            there |= await people_there(to, tenant)
+        return _compared(tenant, _source_digests(db) | people, there, _change(db), already=True)
+    if tenant.name in {found.name for found in known.values()}:
         raise MoveFailed(f"the target has another tenant {tenant.name!r}: drop it there, or move into another database")
     async with target.pool(None).transaction() as to:
         await make_tenant(to, await target.directory.instance(), tenant.id)
         here = await _copy(db, to)
         there = {table.name: await target_digest(to, table) for table in TABLES}
-        moved = _compared(tenant, here, there, _change(db), already=False)
-        await _move_people(directory, to, tenant)
+        if not await copy_people(directory, to, tenant):
+            raise MoveFailed(f"the target has a tenant {tenant.name!r} already")
+        there |= await people_there(to, tenant)
+        moved = _compared(tenant, here | people, there, _change(db), already=False)
         act = Act(
             actor=actor, action="tenant.moved", tenant=tenant.name, subject=tenant.id, at=clock.now_us(),
             detail={"digest": moved.digest, "events": str(moved.rows["event"])},
@@ -180,34 +173,31 @@ def _compared(
 ) -> Moved:
     for name, digest in here.items():
         if there[name] != digest:
+            served = "; if the target is served already, that is why, and nothing is left to do" if already else ""
             raise MoveFailed(
                 f"tenant {tenant.name!r}: {name} has {digest.rows} rows in the source and {there[name].rows} in the"
                 " target, or other contents: stop the server on the folder, drop the tenant in the target, run again"
+                f"{served}"
             )
     whole = Counting()
-    whole.add(tuple(here[table.name] for table in TABLES))
+    whole.add(tuple(here.values()))
     return Moved(
         tenant=tenant.name, rows={name: digest.rows for name, digest in here.items()}, digest=whole.digest().hash, change=change,
         already=already,
     )  # fmt: skip
 
 
-async def _move_people(directory: sqlite3.Connection, to: Db, tenant: Tenant) -> None:
-    """Copy a tenant's row, users, devices, tokens and codes."""
-    if not await insert_tenant(to, tenant):
-        raise MoveFailed(f"the target has a tenant {tenant.name!r} already")
-    for user, name, created_at in directory.execute(_ACCOUNTS, (tenant.id,)).fetchall():
-        account = await to.fetchval(_PUT_ACCOUNT, tenant.id, name, created_at)
-        for query, put in ((_DEVICES, _PUT_DEVICE), (_TOKENS, _PUT_TOKEN), (_CODES, _PUT_CODE)):
-            for row in directory.execute(query, (user,)):
-                await to.execute(put, account, *row)
-
-
-async def _move_audit(directory: sqlite3.Connection, target: PostgresBackend) -> None:
+async def _move_audit(directory: sqlite3.Connection, target: PostgresBackend, clock: Clock, actor: str) -> None:
     """Copy the audit log where the target's is still empty: its chain goes on there. Otherwise note where it ended."""
     seq, digest = directory.execute("SELECT seq, hash FROM audit_head").fetchone()
     async with target.pool(None).transaction(f"SET LOCAL search_path = {CONTROL}, pg_temp") as to:
-        if seq == 0 or await to.fetchval("SELECT seq FROM audit_head FOR UPDATE") != 0:
+        if seq == 0:
+            return
+        if await to.fetchval("SELECT seq FROM audit_head FOR UPDATE") != 0:
+            # The head is what proves the old log, which stays in the old folder.
+            head = f"{seq}:{digest.hex()}"
+            if await to.fetchval(_AUDIT_IS_THERE, seq, digest, head) is None:
+                await keep(to, Act(actor=actor, action="audit.left", tenant="", subject=head, at=clock.now_us()))
             return
         for row in directory.execute(_AUDIT):
             await to.execute(_PUT_AUDIT, *row)

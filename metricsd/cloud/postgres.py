@@ -27,6 +27,7 @@ from metricsd.cloud.pg_retention import Sweeper, drop_all
 from metricsd.cloud.pg_session import Session
 from metricsd.cloud.pg_tenant import PgTenant
 from metricsd.config import Cloud
+from metricsd.errors import SchemaStepFailed
 
 SESSIONS_MAX = 1000
 """Tenants whose interned texts are remembered; each is some kilobytes, at most some megabytes."""
@@ -104,6 +105,9 @@ class PostgresBackend:
                 return await upgrade_tenant(db, tenant.id)
         except asyncpg.InsufficientPrivilegeError as error:
             raise as_told(error) from error
+        except asyncpg.PostgresError as error:
+            # A step that this tenant's data does not fit must not keep the others from theirs.
+            raise SchemaStepFailed(f"the step failed and left nothing behind ({error}): report it") from error
 
     async def drop_tenant(self, tenant: Tenant, act: Act) -> None:
         await self.directory.begin_drop(tenant, act.at)

@@ -91,10 +91,34 @@ async def test_an_answer_comes_after_the_commit(file: File) -> None:
         assert str(number) in await file.terms()
 
 
-async def test_a_failed_commit_fails_all_of_its_group_and_nobody_else(file: File, tmp_path: Path) -> None:
-    """Nobody is told "stored" when the transaction could not end; the next group works."""
-    other = sqlite3.connect(tmp_path / "t.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
+async def test_a_failed_commit_fails_all_of_its_group_and_nobody_else(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a COMMIT lasts nobody is told "stored"; when it fails all of its group are told so, and the next one works."""
+    ending, go_on = threading.Event(), threading.Event()
+
+    def failing(_: Transaction) -> None:
+        ending.set()
+        assert go_on.wait(20)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "commit", failing)
+        tasks = [asyncio.create_task(file.writer.write(adding(text), items=1)) for text in "ab"]
+        assert await asyncio.to_thread(ending.wait, 20)
+        # What was handed over before is in the loop by now.
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        go_on.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, Refused) and result.problem.status for result in results] == [503, 503]
+    assert await file.terms() == set()
+    assert isinstance(await file.writer.write(adding("b"), items=1), int)
+    assert await file.terms() == {"b"}
+
+
+async def test_a_transaction_that_cannot_begin_fails_all_of_its_group_and_nobody_else(tmp_path: Path) -> None:
+    """Another process holds the file for too long: 503; the next group works."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite_file, "BUSY_TIMEOUT_S", 0.05)
         short = await asyncio.to_thread(File, tmp_path / "t2.db")
@@ -107,8 +131,6 @@ async def test_a_failed_commit_fails_all_of_its_group_and_nobody_else(file: File
         assert isinstance((await settled(short, [adding("a")]))[0], int)
         assert await short.terms() == {"a"}
         await asyncio.to_thread(short.close)
-    other.execute("ROLLBACK")
-    other.close()
 
 
 async def test_a_full_disk_is_503_and_passes(file: File) -> None:

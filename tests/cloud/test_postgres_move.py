@@ -17,11 +17,13 @@ import pytest
 from metricsd.cloud.access import Scope
 from metricsd.cloud.audit import verify
 from metricsd.cloud.backend import RecordBatch, RecordItem, Writer
+from metricsd.cloud.enrolment import create_code
 from metricsd.cloud.move import MoveFailed, move_cloud
 from metricsd.cloud.pg_names import schema_of
 from metricsd.cloud.policies import set_policy
 from metricsd.cloud.postgres import PostgresBackend
 from metricsd.cloud.sqlite import SqliteBackend
+from metricsd.cloud.tenants import revoke_token
 from metricsd.config import Cloud
 from metricsd.hlc import Stamp
 from metricsd.protocol import RecordChange
@@ -62,6 +64,7 @@ class Filled:
                     continue
                 await self._write(cloud, name, device, reader)
             self.read_token = await cloud.token(Scope.READ)
+            await create_code(cloud.backend.directory, "acme", "ann", 60, cloud.clock, actor="test")
 
     async def _write(self, cloud: CloudUnderTest, name: str, device: Device, reader: Device) -> None:
         batch = events(40, session=f"{name} \0 é", extra={"n": 1})
@@ -93,6 +96,8 @@ async def test_devices_go_on_as_if_nothing_had_happened(filled: Filled, postgres
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["tenants"], told["already_there"], told["events"], told["records"]) == (3, 0, 80, 4)
+    rows = {each["tenant"]: each["rows"] for each in told["results"]}
+    assert [rows["acme"][name] for name in ("tenant", "user", "device", "token", "code")] == [1, 1, 2, 5, 1]
     async with CloudUnderTest(postgres_url) as cloud:
         for name in ("acme", "rival"):
             device, reader = filled.devices[name].on(cloud), filled.readers[name].on(cloud)
@@ -146,6 +151,34 @@ async def test_a_difference_is_found(filled: Filled, postgres_url: str, tmp_path
     done = migrate(filled.folder, postgres_url, tmp_path / "home")
     assert done.returncode == 1
     assert "'acme'" in done.stderr and "event" in done.stderr and "run again" in done.stderr
+
+
+async def test_a_token_that_was_revoked_between_two_tries_does_not_count_again(
+    filled: Filled, postgres_url: str, tmp_path: Path
+) -> None:
+    """Who is in a tenant is compared like what is in it: a move that was stopped does not go on with old rights."""
+    assert migrate(filled.folder, postgres_url, tmp_path / "home", crash="after_commit:1").returncode == -signal.SIGKILL
+    async with CloudUnderTest(filled.folder) as cloud:
+        [token] = [token for token in await cloud.backend.directory.list_tokens("acme") if token.scope is Scope.READ]
+        await revoke_token(cloud.backend.directory, token.id, cloud.clock, actor="test")
+    done = migrate(filled.folder, postgres_url, tmp_path / "home")
+    assert done.returncode == 1 and "'acme'" in done.stderr and "token" in done.stderr
+
+
+async def test_an_audit_log_that_cannot_go_along_is_noted(filled: Filled, postgres_url: str, tmp_path: Path) -> None:
+    """The target has one of its own already: it keeps where the other one ended, once, so that the old folder's can be
+    proven."""
+    async with CloudUnderTest(postgres_url) as cloud:
+        await cloud.tenant("was here before")
+    async with CloudUnderTest(filled.folder) as cloud:
+        old = await cloud.backend.directory.audit_head()
+    for _ in range(2):
+        assert migrate(filled.folder, postgres_url, tmp_path / "home").returncode == 0
+    async with CloudUnderTest(postgres_url) as cloud:
+        rows = await cloud.backend.directory.audit_page(0, 100)
+        left = [row.act.subject for row in rows if row.act.action == "audit.left"]
+        assert left == [f"{old.seq}:{old.hash.hex()}"]
+        assert (await verify(cloud.backend.directory)).fault is None
 
 
 async def test_what_is_written_behind_the_move_is_noticed(filled: Filled, postgres_url: str) -> None:
