@@ -96,6 +96,13 @@ class Daemon(NamedTuple):
     metrics_listen: str = ""
 
 
+class Legacy(NamedTuple):
+    """The older API on this machine."""
+
+    listen: str = ""
+    body_bytes_max: int = 10 * 1024 * 1024
+
+
 class Cloud(NamedTuple):
     """Limits of a cloud that this machine serves."""
 
@@ -127,6 +134,7 @@ class Config(NamedTuple):
     sync: Sync
     failover: Failover
     daemon: Daemon
+    legacy: Legacy
     cloud: Cloud
     origin: Mapping[str, str]
 
@@ -141,6 +149,8 @@ class Rule(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
+LISTEN_UNIT = "127.0.0.1:PORT, localhost:PORT or [::1]:PORT"
+
 _BOOLS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 _SECTIONS: dict[str, type[Any]] = {
@@ -150,6 +160,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "sync": Sync,
     "failover": Failover,
     "daemon": Daemon,
+    "legacy": Legacy,
     "cloud": Cloud,
 }
 
@@ -238,9 +249,14 @@ RULES: dict[str, Rule] = {
     "daemon.log_bytes_max": Rule("bytes", "size at which the log file is rotated", 4096, 1 << 30),
     "daemon.log_keep": Rule("files", "rotated log files that are kept", 0, 100),
     "daemon.metrics_listen": Rule(
-        "127.0.0.1:PORT, localhost:PORT or [::1]:PORT",
+        LISTEN_UNIT,
         "where programs on this machine can read the daemon's figures, as `/metrics`; nowhere by default",
     ),
+    "legacy.listen": Rule(
+        LISTEN_UNIT,
+        "where clients and hooks of the older system find its API (they look at 127.0.0.1:3002); nowhere by default",
+    ),
+    "legacy.body_bytes_max": Rule("bytes", "largest request body of the older API", 1024, 1 << 28),
     "cloud.body_bytes_max": Rule("bytes", "largest request body as received", 1024, 1 << 30),
     "cloud.inflated_bytes_max": Rule("bytes", "largest request body after decompression", 1024, 1 << 31),
     "cloud.items_max": Rule("items", "most items in one request", 1, 100_000),
@@ -463,7 +479,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if expected is str:
         if not isinstance(value, str) or (rule.choices and value not in rule.choices):
             raise wrong
-        if name == "daemon.metrics_listen" and value and not _is_listen(value):
+        if rule.unit == LISTEN_UNIT and value and not _is_listen(value):
             raise wrong
         return value
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -481,7 +497,7 @@ def _describe(name: str, expected: Any) -> str:
     rule = RULES[name]
     if rule.choices:
         return "one of " + ", ".join(rule.choices)
-    if name == "daemon.metrics_listen":
+    if rule.unit == LISTEN_UNIT:
         return rule.unit
     kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
         expected, "a list of texts"

@@ -29,8 +29,10 @@ from metricsd.direct import Direct
 from metricsd.errors import EXIT_FAILED, MetricsdError
 from metricsd.failover import Mode
 from metricsd.governor import Governor
+from metricsd.legacy_local import LocalHost, LocalShelf
+from metricsd.legacy_port import LegacySite
 from metricsd.local_metrics import CONTENT_TYPE
-from metricsd.loopback import Loopback, parse_address
+from metricsd.loopback import Loopback, Page, parse_address
 from metricsd.netwatch import NetworkWatch
 from metricsd.notify import Notifier
 from metricsd.observing import Observing
@@ -73,6 +75,8 @@ class _Parts(NamedTuple):
     taking: Taking
     chores: Chores
     control: ControlServer
+    shelf: LocalShelf
+    site: LegacySite
 
 
 class Daemon:
@@ -161,7 +165,10 @@ class Daemon:
         self._observing = Observing(self, paths, clock, steering.run, (keeper, governor, realtime))
         handlers = {**verbs.handlers(), "metrics": self._observing.answer}
         control = ControlServer(socket_path(paths.state_dir), handlers)
-        self._parts = _Parts(governor, engine, syncing, realtime, prober, direct, taking, chores, control)
+        shelf = LocalShelf((paths, config, clock), keeper, steering.run, on_critical=self.hurry)
+        host = LocalHost((paths, config), keeper, (governor, syncing, steering.run))
+        site = LegacySite(shelf, host, config.legacy, clock)
+        self._parts = _Parts(governor, engine, syncing, realtime, prober, direct, taking, chores, control, shelf, site)
         steering.begin(Steered(governor, syncing, realtime, prober, direct))
 
     @property
@@ -193,7 +200,11 @@ class Daemon:
             tasks.append(begin("realtime", parts.realtime.loop()))
         tasks.append(begin("probe", parts.prober.loop()))
         if self._observing is not None and (address := parse_address(self._config.daemon.metrics_listen)):
-            tasks.append(begin("metrics", Loopback(address, self._observing.page, CONTENT_TYPE).loop()))
+            page = Page("/metrics", self._observing.page, CONTENT_TYPE)
+            tasks.append(begin("metrics", Loopback(address, page, "metrics").loop()))
+        if address := parse_address(self._config.legacy.listen):
+            tasks.append(begin("legacy_port", Loopback(address, parts.site, "legacy").loop()))
+        tasks.append(begin("legacy_waiting", parts.shelf.loop()))
         self._network.start()
         self._ready = True
         if self._notifier.listens:
@@ -225,6 +236,7 @@ class Daemon:
             await self._parts.engine.close()
             await self._parts.prober.close()
             await self._parts.direct.close()
+            self._parts.shelf.close()
             if self._stop.is_set():
                 with contextlib.suppress(MetricsdError):
                     await self._parts.taking.drain()

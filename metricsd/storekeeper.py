@@ -9,7 +9,7 @@ store object stays the same for the keeper's life, and its use raises StoreUnava
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
@@ -26,7 +26,8 @@ from metricsd.intake import make_tail, prepare
 from metricsd.sink import Ticked
 from metricsd.store import outbox, salvage, state
 from metricsd.store.connection import Store, sqlite_translated, translated, wal_of
-from metricsd.store.ingest import Ingest
+from metricsd.store.events import Identified
+from metricsd.store.ingest import Beside, Ingest, Taken
 from metricsd.store.recent import CallKey
 from metricsd.store.retention import make_room
 from metricsd.store.salvage import Recovery
@@ -123,6 +124,12 @@ class StoreKeeper:
             raise StoreUnavailable(self.trouble.reason if self.trouble else None)
         self._expect()
         return self.call(self._tail.tick)
+
+    def take(self, items: list[Identified], beside: Sequence[Beside]) -> Taken:
+        """Store what came by another way than files, on disk when this returns; use it through `call`."""
+        if self.trouble is not None or self._ingest is None:
+            raise StoreUnavailable(self.trouble.reason if self.trouble else None)
+        return self._ingest.take(items, beside=beside, full=True)
 
     def check(self) -> StoreTrouble | None:
         """Look whether the store is well, cheaply, and recover it if it is not; return the trouble that is left.

@@ -34,7 +34,7 @@ COLUMNS = (
     "input_bytes, output_bytes, lines_added, lines_removed, tags, batch, more"
 )
 _INSERT = f"INSERT OR IGNORE INTO event ({COLUMNS}) VALUES ({', '.join('?' * 20)})"
-_SELECT = f"""
+SELECT = f"""
 SELECT {", ".join("event." + name for name in COLUMNS.split(", "))}, t.app, t.kind, t.name, s.session_id
 FROM event JOIN event_type AS t ON t.id = event.type LEFT JOIN session AS s ON s.id = event.session
 """
@@ -90,13 +90,13 @@ def last_pos(store: Store) -> int:
 
 def read_own(store: Store, after_pos: int, limit: int) -> list[tuple[int, EventId, Event]]:
     """Return up to `limit` own events behind `after_pos`, in position order."""
-    rows = store.db.execute(_SELECT + " WHERE pos > max(?, 0) ORDER BY pos LIMIT ?", (after_pos, limit))
+    rows = store.db.execute(SELECT + " WHERE pos > max(?, 0) ORDER BY pos LIMIT ?", (after_pos, limit))
     return [from_row(store.terms.name, row) for row in rows]
 
 
 def read_newest(store: Store, limit: int) -> list[tuple[int, EventId, Event]]:
     """Return the newest own events, newest first."""
-    rows = store.db.execute(_SELECT + " WHERE pos > 0 ORDER BY pos DESC LIMIT ?", (limit,))
+    rows = store.db.execute(SELECT + " WHERE pos > 0 ORDER BY pos DESC LIMIT ?", (limit,))
     return [from_row(store.terms.name, row) for row in rows]
 
 
@@ -124,7 +124,7 @@ def move(store: Store, positions: Sequence[int], to_device: int) -> None:
         some = positions[start : start + _IDS_PER_QUERY]
         marks = ", ".join("?" * len(some))
         by_device: dict[int, list[Identified]] = {}
-        for row in store.db.execute(f"{_SELECT} WHERE pos IN ({marks}) AND device != ?", (*some, to_device)):
+        for row in store.db.execute(f"{SELECT} WHERE pos IN ({marks}) AND device != ?", (*some, to_device)):
             _, event_id, event = from_row(store.terms.name, row)
             by_device.setdefault(row[3], []).append(Identified(event_id, event))
         for device, items in by_device.items():

@@ -23,10 +23,11 @@ SWEPT_MAX = 10_000
 """Items that one sweep drops."""
 
 _PUT = """
-INSERT INTO legacy_extra VALUES (?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET at = excluded.at, bytes = excluded.bytes, body = excluded.body WHERE body != excluded.body
+INSERT INTO legacy_extra (kind, key, at, bytes, body, who, began) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET at = excluded.at, bytes = excluded.bytes, body = excluded.body, who = excluded.who,
+    began = excluded.began WHERE body != excluded.body
 """
-_GET = "SELECT body FROM legacy_extra WHERE kind = ? AND key = ?"
+GET = "SELECT body FROM legacy_extra WHERE kind = ? AND key = ?"
 _OLDEST = "SELECT kind, key, bytes FROM legacy_extra ORDER BY at LIMIT ?"
 
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -56,13 +57,15 @@ def put(store: Store, kind: str, key: str, values: Mapping[str, Any]) -> bool:
     body = scrub(_encode(values))
     if len(body) > ITEM_BYTES_MAX:
         return False
-    store.db.execute(_PUT, (kind, key, store.clock.now_us(), len(body), body.decode()))
+    who, began = (values.get("user"), values.get("start_us")) if kind == SESSION else (None, None)
+    known = (who if isinstance(who, str) else None, began if isinstance(began, int) else None)
+    store.db.execute(_PUT, (kind, key, store.clock.now_us(), len(body), body.decode(), *known))
     return True
 
 
 def find(store: Store, kind: str, key: str) -> dict[str, Any] | None:
     """Return what is kept of an item, None for nothing."""
-    row = store.db.execute(_GET, (kind, key)).fetchone()
+    row = store.db.execute(GET, (kind, key)).fetchone()
     return None if row is None else _decode(row[0])
 
 

@@ -29,6 +29,14 @@ FROM session_counters AS c JOIN session AS s ON s.id = c.session JOIN device AS 
 WHERE c.events > 0
 """
 _ALL = f"{_COUNTERS} ORDER BY c.session"
+_ONE = f"{_COUNTERS} AND c.session = ?"
+_NOTED_ONE = "SELECT fields FROM record WHERE type = 'session' AND deleted = 0 AND id = ?"
+_METRICS_OF = """
+SELECT json_extract(fields, '$.execution_count'), json_extract(fields, '$.error_count'),
+    json_extract(fields, '$.total_duration_ms')
+FROM record WHERE type = 'tool_metric' AND deleted = 0 AND json_extract(fields, '$.session') = ?
+AND json_extract(fields, '$.app') = ?
+"""
 _ACTIVE = f"""{_COUNTERS} AND c.session IN (
     SELECT a.session FROM session_counters AS a WHERE max(a.last_at, coalesce(a.end_at, 0)) >= ?
     UNION SELECT value FROM json_each(?)) ORDER BY c.session
@@ -118,6 +126,36 @@ def read(summary: Summary, *, since_us: int = 0, address: Address | None = None)
     _add_metrics(summary, found)
     recent = (one for one in found.values() if one.last_at >= since_us)
     return sorted(recent, key=lambda one: (-one.started_at, one.app, one.id))
+
+
+def one(summary: Summary, app: str, session_id: str) -> SessionTotal | None:
+    """Return one session, as `read` would; None when no event tells of it and nobody noted its start."""
+    if summary.db is None:
+        return None
+    record_id = f"{app}/{session_id}"
+    noted = summary.db.execute(_NOTED_ONE, (record_id,)).fetchone()
+    fields = _object(noted[0]) if noted is not None else {}
+    row = summary.db.execute(_ROW, (app, session_id)).fetchone()
+    rows = summary.db.execute(_ONE, row).fetchall() if row is not None else []
+    back = _retracted(summary).get(row[0]) if rows and summary.retracted else None
+    if back is not None:
+        rows = _without(rows, back)
+        rows = rows if sum(each[-1] for each in rows) > 0 else []
+    if rows:
+        found = _combined(rows, fields)
+    elif "started_at" in fields:
+        found = _noted(record_id, fields)
+    else:
+        return None
+    for n, failed, ms in summary.db.execute(_METRICS_OF, (session_id, app)):
+        n = _count(n)
+        calls = 1 if n is None else n
+        found = found._replace(
+            tool_calls=found.tool_calls + calls,
+            tool_failures=found.tool_failures + min(_count(failed) or 0, calls),
+            tool_ms=found.tool_ms + (_count(ms) or 0),
+        )
+    return found
 
 
 def _rows(summary: Summary, since_us: int, noted: Iterable[str]) -> Iterator[list[Row]]:
