@@ -183,7 +183,8 @@ RULES: dict[str, Rule] = {
         "folders, or single files, whose `*.jsonl` are read like the spool's shared files and never changed",
     ),
     "tail.older_hooks": Rule(
-        "absolute paths", "metrics folders of the older hooks, of both generations; read, never changed"
+        "absolute paths",
+        "metrics folders of the older hooks, of both generations; read, never changed; `[]` switches it off",
     ),
     "tail.watch": Rule(
         "",

@@ -46,6 +46,11 @@ class Form(Protocol):
         """The form's name; part of ids, so it never changes."""
         ...
 
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether the bytes of a bad line may be kept in quarantine."""
+        ...
+
     def decode(self, chunk: Chunk, occurrences: Occurrences, unit: Unit) -> None:
         """Add to `unit` what the chunk's lines say."""
         ...
@@ -55,6 +60,7 @@ class SharedLines:
     """Lines of the spool's shared files: the same wrapper that captures have."""
 
     name = SHARED_FORM
+    keeps_bytes = True
 
     def __init__(self, repositories: Repositories, clock: Clock) -> None:
         self._repositories = repositories

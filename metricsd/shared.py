@@ -26,7 +26,7 @@ from metricsd.config import Tail as Settings
 from metricsd.growing import Found, Piece, Reader
 from metricsd.ids import Occurrences
 from metricsd.lines import Chunk, Form, Unit
-from metricsd.sink import NOTHING, REFUSALS, Sink, Ticked, both, plus, ticked
+from metricsd.sink import NOTHING, REFUSALS, Sink, Ticked, both, take_each, ticked
 from metricsd.store.ingest import Taken
 from metricsd.store.quarantine import BYTES_KEPT_MAX, Reject
 from metricsd.store.sources import Checkpoint
@@ -290,7 +290,9 @@ class SharedFiles:
             rest = reader.rest(BYTES_KEPT_MAX)
         rejects = []
         if rest.strip(b"\0 \r"):
-            rejects.append(Reject(rotated.name, rotated.checkpoint.offset, rest, "incomplete", "no final newline"))
+            kept = rest if self._form.keeps_bytes else None
+            offset, size = rotated.checkpoint.offset, len(rest)
+            rejects.append(Reject(rotated.name, offset, kept, "incomplete", "no final newline", size))
         taken = self._sink.take([], rejects=rejects)
         if rotated.stored:
             self._forget(rotated.checkpoint.path)
@@ -331,24 +333,13 @@ class SharedFiles:
         try:
             taken = self._sink.take(unit.items, rejects=unit.rejects, beside=unit.beside, checkpoint=checkpoint)
         except REFUSALS:
-            taken = self._take_one_by_one(unit, checkpoint)
+            taken = take_each(
+                self._sink, unit.items, unit.rejects, unit.beside, checkpoint, name=PurePath(before.path).name
+            )
         reader.checkpoint = after
         if stored:
             self._remember(after)
         return taken
-
-    def _take_one_by_one(self, unit: Unit, after: Checkpoint | None) -> Taken:
-        """Insert a chunk that the database refused event by event, and move on only when every one is settled."""
-        total = Taken(0, 0, 0, 0)
-        for item in unit.items:
-            try:
-                taken = self._sink.take([item])
-            except REFUSALS as error:
-                # The bytes are still in the file that others own; the summary names the event.
-                refused = Reject(f"event:{item.id.hex()}", 0, None, "store_refused", type(error).__name__)
-                taken = self._sink.take([], rejects=[refused])
-            total = plus(total, taken)
-        return plus(total, self._sink.take([], rejects=unit.rejects, beside=unit.beside, checkpoint=after))
 
 
 def list_shared(places: list[str]) -> Listing:

@@ -63,3 +63,36 @@ def plus(a: Taken, b: Taken) -> Taken:
     """Return two units as one."""
     critical = a.critical or b.critical
     return Taken(a.added + b.added, a.known + b.known, a.twins + b.twins, a.rejected + b.rejected, critical)
+
+
+def take_each(
+    sink: Sink,
+    items: Sequence[Identified],
+    rejects: Sequence[Reject],
+    beside: Sequence[Beside],
+    checkpoint: Checkpoint | None = None,
+    *,
+    name: str,
+) -> Taken:
+    """Store one by one what the database refused as a whole, and the checkpoint when every one is settled.
+
+    What is refused again goes to quarantine by what it was, and for what is no event by the file's name and a number:
+    the bytes are still in the file that others own.
+    """
+    total = Taken(0, 0, 0, 0)
+    for item in items:
+        try:
+            taken = sink.take([item])
+        except REFUSALS as error:
+            refused = Reject(f"event:{item.id.hex()}", 0, None, "store_refused", type(error).__name__)
+            taken = sink.take([], rejects=[refused])
+        total = plus(total, taken)
+    for number, one in enumerate(beside):
+        try:
+            taken = sink.take([], beside=[one])
+        except REFUSALS as error:
+            detail = f"{type(one).__name__}: {type(error).__name__}"
+            refused = Reject(f"{name}:{type(one).__name__}", number, None, "store_refused", detail)
+            taken = sink.take([], rejects=[refused])
+        total = plus(total, taken)
+    return plus(total, sink.take([], rejects=rejects, checkpoint=checkpoint))

@@ -35,6 +35,7 @@ KEEPER = "tests/daemon/test_storekeeper.py"
 STORE_FAULTS = "tests/e2e/test_failover_store.py"
 POSTGRES = "tests/cloud/test_postgres"
 TOTALS = "tests/analytics/test_totals_equal_events.py"
+OLDER = "tests/older/test_documents.py"
 
 
 class Mutant(NamedTuple):
@@ -606,6 +607,55 @@ MUTANTS = (
         "if isinstance(value, str) and value.startswith(_FORMULA):",
         "if isinstance(value, str) and not value.startswith(_FORMULA):",
         "tests/cli/test_report.py::test_names_of_strangers_steer_no_terminal_and_no_spreadsheet",
+    ),
+    Mutant(
+        "a session that becomes known late claims nothing",
+        "metricsd/older/sessions.py",
+        "        self._fresh[session] = new\n",
+        "",
+        f"{OLDER}::TestLate::test_calls_move_to_the_session_that_becomes_known",
+    ),
+    Mutant(
+        "calls move that the cloud has",
+        "metricsd/store/orphans.py",
+        "    after = 0 if stream is None else stream.base + stream.settled_seq\n",
+        "    after = 0\n",
+        f"{OLDER}::TestLate::test_only_what_the_cloud_has_not_acknowledged_moves",
+    ),
+    Mutant(
+        "calls are matched before their session is looked for",
+        "metricsd/older/lines.py",
+        "        self._before()\n",
+        "",
+        f"{OLDER}::TestLate::test_a_document_that_appears_between_two_looks_is_known_to_its_calls",
+    ),
+    Mutant(
+        "an agent's announcement counts",
+        "metricsd/decode/older_hooks.py",
+        "    if kind == AGENT_LINE:\n        return None\n    if kind == TOOL_LINE:\n",
+        '    if kind == AGENT_LINE:\n        line = {**line, "tool_name": "Task"}\n    if kind in (AGENT_LINE, TOOL_LINE):\n',
+        "tests/older/test_folders.py::test_a_recorded_folder_is_one_session_with_every_call_once",
+    ),
+    Mutant(
+        "a file's score stands over a person's",
+        "metricsd/store/suggestions.py",
+        "(name in before and before[name] == now.get(name))",
+        "name in before",
+        f"{OLDER}::TestRewritten::test_a_score_changes_with_its_file_but_not_against_a_person",
+    ),
+    Mutant(
+        "every start stores all documents again",
+        "metricsd/older/documents.py",
+        "        if self._seen.get(path) == look and path in self._unnoted:\n",
+        "        if not look:\n",
+        f"{OLDER}::TestRestart::test_nothing_is_stored_again",
+    ),
+    Mutant(
+        "a bad line of the older hooks is kept with its token",
+        "metricsd/older/lines.py",
+        "return Reject(name, offset, None, rejected.reason, rejected.detail, len(raw))",
+        "return Reject(name, offset, raw, rejected.reason, rejected.detail)",
+        f"{OLDER}::test_bytes_of_bad_lines_stay_where_they_are",
     ),
 )
 

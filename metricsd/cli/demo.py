@@ -112,8 +112,9 @@ class Device:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
         source = str(Path(__file__).resolve().parent.parent.parent)
         path = os.pathsep.join([source, *filter(None, [inherited.get("PYTHONPATH")])])
-        # Nobody else's login, proxy or settings take part.
+        # Nobody else's login, proxy, settings or history take part.
         self._env = {**inherited, "METRICSD_HOME": str(root), "PYTHONPATH": path, "NO_PROXY": "127.0.0.1"}
+        self._env["METRICSD_TAIL_OLDER_HOOKS"] = ""
         self.paths: Paths = find_paths(self._env)
         self._config = load_config(self.paths, self._env)
         self._daemon: subprocess.Popen[bytes] | None = None

@@ -18,7 +18,7 @@ import msgspec
 
 from metricsd.decode.older_hooks import SessionNote
 from metricsd.migration.model import FileKind, Place, SourceFile
-from metricsd.older.sessions import OVERLAPPING_MAX, Span, owner_among
+from metricsd.older.sessions import OVERLAPPING_MAX, Span, owner_among, person_of
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value ANY) STRICT;
@@ -241,8 +241,8 @@ class Work:
             behind = self._db.execute(_NEXT, (at_us,)).fetchone()[0] or _NEVER
             self._window = (first, behind, spans)
         if self._one_person is None:
-            users = self._db.execute("SELECT count(DISTINCT coalesce(user, '')) FROM session WHERE start IS NOT NULL")
-            self._one_person = users.fetchone()[0] == 1
+            users = self._db.execute("SELECT DISTINCT user FROM session WHERE start IS NOT NULL")
+            self._one_person = len({person_of(user) for (user,) in users} - {None}) <= 1
         return owner_among(spans, user, at_us, is_one_person=self._one_person)
 
     def _put_told(self, number: int, told: Sequence[Told]) -> None:

@@ -1,7 +1,8 @@
 """Follows the folders of both generations of the older hooks, documents before lines.
 
 A call without its session is matched against the sessions that are known, so all documents are read before the first
-line is; the hooks write a session's document before its first call. The folders need not exist, and may appear later.
+line is, and new ones are looked for whenever lines were read: the hooks write a session's document before its first
+call. A document that is copied here later claims what is its own. The folders need not exist, and may appear later.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ class OlderFolders:
         checkpoints: Mapping[str, Checkpoint],
     ) -> None:
         sessions = OlderSessions()
-        self._documents = Documents(sink, roots, sessions, settings, clock)
-        self._files = SharedFiles(sink, roots, OlderLines(sessions), settings, clock, checkpoints)
+        self._documents = Documents(sink, roots, sessions, settings, clock, checkpoints)
+        lines = OlderLines(sessions, self._documents.note_new)
+        self._files = SharedFiles(sink, roots, lines, settings, clock, checkpoints)
 
     def tick(self) -> Ticked:
         """Take in one bounded round. Raises StoreError, and nothing is lost then."""
         done = self._documents.tick()
-        return done if done.more else both(done, self._files.tick())
+        if not done.more:
+            done = both(done, self._files.tick())
+        return done._replace(more=done.more or self._documents.waits)
 
     def close(self) -> None:
         """Let go of the files that are kept open."""

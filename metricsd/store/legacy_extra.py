@@ -2,7 +2,8 @@
 
 Names of people, folders, parameters: it is never sent, stands in no report, can be deleted, and is bounded: one item
 by ITEM_BYTES_MAX, all of them by a cap at which `sweep` drops the oldest. Known secret fields are replaced before
-anything is written. Functions that write run inside the caller's transaction.
+anything is written. `suggestions` and `orphans` keep items of kinds of their own here. Functions that write run
+inside the caller's transaction.
 """
 
 from __future__ import annotations

@@ -35,6 +35,16 @@ class Checkpoint(NamedTuple):
     occurrences: bytes
 
 
+class Progress(NamedTuple):
+    """A checkpoint of one file among several that are stored together."""
+
+    checkpoint: Checkpoint
+
+    def put(self, store: Store) -> None:
+        """Store it inside the caller's transaction."""
+        put(store, self.checkpoint)
+
+
 def put(store: Store, checkpoint: Checkpoint) -> None:
     """Store the progress inside the caller's transaction."""
     store.db.execute(_PUT, (*checkpoint, store.clock.now_us()))

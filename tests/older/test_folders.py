@@ -3,82 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import pytest
-
-from metricsd.config import Tail as Settings
-from metricsd.model import Event
 from metricsd.store import legacy_extra, records
-from tests.fakes import FakeClock
-from tests.tail.conftest import Rig
+from tests.older.support import NAMES, TOKEN, Older, call, start
 
-RECORDED = Path(__file__).parent / "recorded"
-NAMES = {"first": "c742de6a-56a3-4558-a564-0277dee8108e", "second": "bb73fe70-4164-4a73-ab7d-85e2bcecf83d"}
 SIX_STARTS = ["16:04:51", "16:34:33", "17:04:16", "17:34:02", "18:03:48", "18:33:40"]
-
-
-class Older(Rig):
-    """A home with the two folders of the older hooks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.agent, self.mesh = folder / "agent" / "metrics", folder / "mesh" / "metrics"
-        settings = Settings(older_hooks=(str(self.agent), str(self.mesh)), rescan_s=0.05)
-        super().__init__(folder, FakeClock(), settings)
-
-    def bring(self, name: str) -> None:
-        """Put a recorded folder in place."""
-        for tree in (RECORDED / name).iterdir():
-            shutil.copytree(tree, self.folder / tree.name, dirs_exist_ok=True)
-
-    def later(self) -> None:
-        """Let the next look list the folders again."""
-        self.clock.advance(10.0)
-        self.tick()
-
-    def write(self, path: Path, *lines: object) -> None:
-        """Append lines as the hooks do."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-
-    def of(self, kind: str) -> list[Event]:
-        return [event for event in self.events if event.kind == kind]
-
-
-@pytest.fixture
-def older(tmp_path: Path) -> Iterator[Older]:
-    rig = Older(tmp_path)
-    yield rig
-    rig.close()
-
-
-def call(session: str, at: str, **more: Any) -> dict[str, Any]:
-    """Return a line of the second generation."""
-    return {
-        "event_type": "tool_execution",
-        "timestamp": at,
-        "tool_name": "Bash",
-        "success": True,
-        "execution_time_ms": 5,
-        "user": "dev1@example.test",
-        "session_id": session,
-        "auth_token": "5ec2e7",
-        "command": "git push --token=5ec2e7",
-    } | more
-
-
-def start(session: str, at: str, user: str = "dev1") -> dict[str, Any]:
-    return {
-        "session_id": session,
-        "start_time": at,
-        "user": user,
-        "working_directory": "/home/dev1/shop",
-        "git_branch": "main",
-    }
 
 
 def test_a_recorded_folder_is_one_session_with_every_call_once(older: Older) -> None:
@@ -179,14 +108,14 @@ def test_secrets_and_content_never_reach_the_store(older: Older) -> None:
     older.write(
         older.mesh / "tool-metrics.jsonl",
         call("s", "2026-01-05T08:01:00Z", error_message="sk-secret"),
-        {"event_type": "x", "auth_token": "5ec2e7"},
+        {"event_type": "x", "auth_token": TOKEN},
     )
     older.tick()
     older.store.checkpoint()
     held = b"".join(
         path.read_bytes() for path in older.folder.rglob("*") if path.is_file() and "mesh" not in path.parts
     )
-    assert b"5ec2e7" not in held and b"sk-secret" not in held
+    assert TOKEN[:12].encode() not in held and b"sk-secret" not in held
     assert [event.subject for event in older.events] == ["git"]
     assert older.reasons == ["bad_fields"]
 
@@ -210,5 +139,5 @@ def test_who_and_where_stay_on_this_machine(older: Older) -> None:
     kept = legacy_extra.find(older.store, "session", NAMES["first"])
     assert kept is not None and (kept["user"], kept["git_branch"]) == ("dev1", "feature/demo")
     assert {event.project for event in older.of("session_started")} == {"proj"}
-    assert legacy_extra.sweep(older.store, bytes_max=0) == 1
+    assert legacy_extra.sweep(older.store, bytes_max=0) == 2, "who and where, and what the files told of the score"
     assert legacy_extra.find(older.store, "session", NAMES["first"]) is None

@@ -33,6 +33,9 @@ CREATE TABLE unowned (at INTEGER, user TEXT, body TEXT);
 """
 
 
+_NOBODY = {"", "unknown"}
+
+
 class Kept(NamedTuple):
     """A merged session. `refused` names the rule that keeps it out; `entries` is how many told of it."""
 
@@ -106,8 +109,8 @@ class Books:
         It is the session of the same person that ran at that time, of several the one that began last. Where only
         one person's sessions are known, everything is that person's.
         """
-        people = self._db.execute("SELECT count(DISTINCT coalesce(user, '')) FROM session WHERE start IS NOT NULL")
-        alone = people.fetchone()[0] == 1
+        people = self._db.execute("SELECT DISTINCT user FROM session WHERE start IS NOT NULL AND user IS NOT NULL")
+        alone = len({_account(user) for (user,) in people} - _NOBODY) <= 1
         starts = self._db.execute(
             "SELECT start, session, ended, user FROM session WHERE start IS NOT NULL ORDER BY start, session"
         )
@@ -127,7 +130,7 @@ def _owner(
     for start, session, end, whose in reversed(before):
         if at > (start + OPEN_US_MAX if end is None else end):
             continue
-        if whose is not None and user is not None and (whose == user or _account(whose) == _account(user)):
+        if whose is not None and user is not None and _account(whose) == _account(user) not in _NOBODY:
             return session
         anybody = anybody or session
     return anybody if alone else None
