@@ -45,4 +45,5 @@ def _plain(value: object) -> object:
         return ("{", flat(value))
     if isinstance(value, list | tuple):
         return ("[", *map(_plain, value))
-    return value
+    # 45 and 45.0 are one number; JSON and databases do not keep them apart.
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -38,23 +38,31 @@ class Entry(NamedTuple):
 
 
 class Side:
-    """The rows of one side: written once, then matched with another side's."""
+    """The rows of one side: written once, then matched with another side's.
+
+    A small one never touches the disk.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._is_on_disk = False
         self.cells: list[Cell] = []
-        self.rows = 0
+        self._written = 0
         self._numbers: dict[Cell, int] = {}
         self._parts: list[array[int]] = [array("Q") for _ in range(_PARTS)]
         self._held = 0
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @classmethod
     def reopen(cls, folder: Path, cells: list[Cell], rows: int) -> Side:
         """Return a side that was written by another process, for reading."""
         side = cls(folder)
-        side.cells, side.rows = cells, rows
+        side.cells, side._written, side._is_on_disk = cells, rows, True
         return side
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self._written + self._held
 
     def number(self, cell: Cell) -> int:
         """Return the number of a cell; beyond CELLS_MAX cells the one of all tools of its day."""
@@ -76,12 +84,15 @@ class Side:
 
     def flush(self) -> None:
         """Write what is held."""
+        if not self._is_on_disk:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._is_on_disk = True
         for number, part in enumerate(self._parts):
             if part:
                 with _part(self.folder, number).open("ab") as file:
                     part.tofile(file)
                 del part[:]
-        self.rows += self._held
+        self._written += self._held
         self._held = 0
 
     def drop(self) -> None:
@@ -94,6 +105,9 @@ Pair = tuple[Iterator[Entry], Iterator[Entry]]
 
 def pairs(one: Side, other: Side) -> Iterator[Pair]:
     """Yield the rows of both sides part by part: rows of one identity are in the same part of either side."""
+    if not one._is_on_disk and not other._is_on_disk:
+        yield from ((_rows(ours), _rows(theirs)) for ours, theirs in zip(one._parts, other._parts, strict=True))
+        return
     one.flush()
     other.flush()
     for number in range(_PARTS):
@@ -123,7 +137,11 @@ def _dealt(path: Path, bits: int) -> Path:
 
 def _entries(path: Path) -> Iterator[Entry]:
     for block in _blocks(path):
-        yield from map(Entry, block[::4], block[1::4], block[2::4], block[3::4])
+        yield from _rows(block)
+
+
+def _rows(block: array[int]) -> Iterator[Entry]:
+    return map(Entry, block[::4], block[1::4], block[2::4], block[3::4])
 
 
 def _blocks(path: Path) -> Iterator[array[int]]:

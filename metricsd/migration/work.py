@@ -194,6 +194,11 @@ class Work:
         """Yield the merged sessions behind number `after` with everything that is said of them."""
         return _grouped(self._db.execute(_TOLD, (after,)), by=0)
 
+    def span(self, session: str) -> tuple[int | None, int | None] | None:
+        """Return when a session ran; None for one that the source never tells of."""
+        row = self._db.execute('SELECT start, "end" FROM session WHERE session = ?', (session,)).fetchone()
+        return None if row is None else (row[0], row[1])
+
     def entries(self, after: int) -> Iterator[Entry]:
         """Yield the entries of documents that are no session, behind number `after`."""
         for row in self._db.execute("SELECT * FROM entry WHERE number > ? ORDER BY number", (after,)):

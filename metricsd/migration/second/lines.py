@@ -29,7 +29,9 @@ _CAMEL = ("startTime", "endTime", "created_at", "tools", "toolsUsed", "productiv
 
 
 class Announced(NamedTuple):
-    """The line in front of an agent's call; it is no call of its own."""
+    """The line in front of an agent's call; it is no call of its own. `whose` is that call's time and agent, as written."""
+
+    whose: tuple[Any, Any]
 
 
 class Call(NamedTuple):
@@ -48,6 +50,8 @@ class Call(NamedTuple):
     lines_added: int | None = None
     lines_removed: int | None = None
     extra: Row | None = None
+    whose: tuple[Any, Any] | None = None
+    """Time and agent as written, for the announcement in front of it."""
 
 
 class Figure(NamedTuple):
@@ -105,7 +109,7 @@ def read_line(data: bytes) -> Entry:
     if kind == CALL_NAME:
         return _call(line)
     if kind == "agent_invocation":
-        return Announced()
+        return Announced((line.get("timestamp"), line.get("agent_name")))
     if kind is not None:
         return Bad("unknown_kind")
     event = line.get("event")
@@ -176,6 +180,7 @@ def _call(line: Json) -> Call | Bad:
         lines_added=words.number(line["lines_added"] if "lines_added" in line else line.get("lines_written")),
         lines_removed=words.number(line.get("lines_removed")),
         extra=_sizes(line),
+        whose=(line.get("timestamp"), line.get("subagent_type")),
     )
 
 

@@ -8,8 +8,6 @@ sessions. Memory stays flat at any size.
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +17,7 @@ import msgspec
 from metricsd.migration.bounds import AHEAD_US, FIRST_US, RECORD_ID_BYTES_MAX
 from metricsd.migration.digest import Cell, RowHash
 from metricsd.migration.figures import Figures
+from metricsd.migration.memory import peak_rss_mb
 from metricsd.migration.rows import EVENT, SESSION_ENDED, SESSION_STARTED, TOOL_USED, day_of
 from metricsd.migration.second import files, lines
 from metricsd.migration.second.books import Books, Kept
@@ -47,7 +46,7 @@ class Task(msgspec.Struct, frozen=True):
 class Reading(msgspec.Struct):
     """What was read.
 
-    calls, announced, notes, figures   entries of each kind; `notes` are those that tell of a session
+    calls, announced, notes, figures, others   entries of each kind; `notes` tell of a session, `others` are of other tools
     bad         entries that cannot be taken, by reason; `refused` those that a rule keeps out, by rule
     sessions    merged sessions that should have arrived
     cells       what the rows are added up by, in the order of their numbers; `rows` how many rows were written
@@ -58,6 +57,7 @@ class Reading(msgspec.Struct):
     announced: int = 0
     notes: int = 0
     figures: int = 0
+    others: int = 0
     sessions: int = 0
     bad: dict[str, int] = msgspec.field(default_factory=dict)
     refused: dict[str, int] = msgspec.field(default_factory=dict)
@@ -76,9 +76,10 @@ class Reader:
         self._folder = folder
         self._hash = RowHash(bytes.fromhex(task.key))
         self._latest_us = task.now_us + AHEAD_US
-        self._side = Side(folder / SIDE)
+        self.side = Side(folder / SIDE)
         self._books = Books(folder / BOOKS, create=True)
         self._cell_numbers: dict[tuple[int, str], int] = {}
+        self._announced: tuple[object, object] | None = None
         self._bad: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self.reading = Reading()
@@ -90,16 +91,16 @@ class Reader:
             self._file(file)
         self._settle_sessions()
         self._settle_unowned()
-        self._side.flush()
         self._books.end()
         self._books.close()
         reading = self.reading
         reading.bad, reading.refused = dict(self._bad), dict(self._refused)
-        reading.cells, reading.rows = self._side.cells, self._side.rows
+        reading.cells, reading.rows = self.side.cells, self.side.rows
         return reading
 
     def _file(self, file: File) -> None:
         numbers = Numbers()
+        self._announced = None
         self.reading.bytes += file.size
         try:
             if file.kind == "older_lines":
@@ -114,10 +115,15 @@ class Reader:
             self._bad[_UNREADABLE.reason] += 1
 
     def _take(self, entry: lines.Entry, numbers: Numbers | None, file: File, line: int) -> None:
+        announced = self._announced
+        if not isinstance(entry, Bad):
+            self._announced = None
         if isinstance(entry, Call):
             self.reading.calls += 1
+            is_announced = announced is not None and announced == entry.whose
             # A document is one call's own, so there is nothing to number.
-            self._call(entry, numbers.next(entry.fact) if numbers else 0, file.number << 32 | line)
+            number = numbers.next(entry.fact) if numbers else 0
+            self._call(entry, number, file.number << 32 | line, 1 + is_announced)
         elif isinstance(entry, Note):
             self.reading.notes += 1
             self._books.note(entry, file.rank, file.number, line)
@@ -126,16 +132,17 @@ class Reader:
             self._books.figure(lines.metric_id(entry.key), file.number << 32 | line, dict(entry.values))
         elif isinstance(entry, Announced):
             self.reading.announced += 1
+            self._announced = entry.whose
         else:
             self._bad[entry.reason] += 1
 
-    def _call(self, call: Call, number: int, place: int) -> None:
+    def _call(self, call: Call, number: int, place: int, entries: int) -> None:
         refused = self._refusal(call.at)
         if refused is not None:
-            self._refused[refused] += 1
+            self._refused[refused] += entries
             return
         if call.session is None or call.session in NO_SESSION:
-            self._books.unowned(call.at, call.user, [call, number, place])
+            self._books.unowned(call.at, call.user, [call._replace(whose=None), number, place])
             return
         self._row(call, number, place, session_id(call.session))
 
@@ -149,22 +156,22 @@ class Reader:
         cell = self._cell_numbers.get((day, tool))
         if cell is None:
             cell = self._cell(day, tool)
-        self._side.add(lines.call_identity(call.fact, number), self._hash(row), cell, place)
+        self.side.add(lines.call_identity(call.fact, number), self._hash(row), cell, place)
         self.reading.by.call(tool, outcome != "ok", duration)
 
     def _cell(self, day: int, tool: str) -> int:
-        number = self._side.number(Cell(EVENT, day, tool))
-        if len(self._cell_numbers) >= len(self._side.cells) * 2:
+        number = self.side.number(Cell(EVENT, day, tool))
+        if len(self._cell_numbers) >= len(self.side.cells) * 2:
             # Names that were folded into one cell are not worth remembering one by one.
             self._cell_numbers.clear()
         self._cell_numbers[(day, tool)] = number
         return number
 
     def _settle_sessions(self) -> None:
-        for note, place, _entries in self._books.merged():
+        for note, place, entries in self._books.merged():
             refused = self._session_refusal(note)
             if refused is not None:
-                self._refused[refused] += 1
+                self._refused[refused] += entries
             else:
                 self._edges(note, place)
                 self.reading.sessions += 1
@@ -180,14 +187,14 @@ class Reader:
                     kind, lines.APP, name, at, session_id(note.session), None, None, None, None, project, note.branch,
                     None, None, None, None, None, None, None, None, None,
                 )  # fmt: skip
-                self._side.add(
+                self.side.add(
                     lines.edge_identity(note.session, starts=starts), self._hash(row), self._cell(day_of(at), ""), place
                 )
 
     def _settle_unowned(self) -> None:
         for (values, number, place), owner in self._books.owned():
-            extra = values[-1]
-            call = Call(*values)._replace(extra=None if extra is None else tuple(extra))
+            call = Call(*values)
+            call = call._replace(extra=None if call.extra is None else tuple(call.extra))
             session = owner if owner is not None else call.session
             self._row(call, number, place, None if session is None else session_id(session))
 
@@ -220,9 +227,10 @@ def main(folder: Path) -> None:
     """Read what `folder` asks for, and leave the result there."""
     task = msgspec.json.decode((folder / TASK).read_bytes(), type=Task)
     with (folder / FILES).open(encoding="utf-8", errors="surrogateescape") as listed:
-        reading = Reader(folder, task).read(File(*json.loads(line)) for line in listed)
-    unit = 1024 * 1024 if sys.platform == "darwin" else 1024
-    reading.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        reader = Reader(folder, task)
+        reading = reader.read(File(*json.loads(line)) for line in listed)
+    reader.side.flush()
+    reading.peak_rss_mb = peak_rss_mb()
     partial = folder / f"{READING}.partial"
     partial.write_bytes(msgspec.json.encode(reading))
     partial.replace(folder / READING)
