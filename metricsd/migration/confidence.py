@@ -53,7 +53,8 @@ def judge(evidence: Evidence) -> tuple[Confidence, tuple[str, ...]]:
     if coverage < 1:
         reasons.append(f"only {evidence.compared:,} of {evidence.expected:,} rows were compared")
     if sensitivity < SENSITIVITY_MIN:
-        reasons.append(f"the check found {evidence.found:,} of {evidence.seeded:,} faults put in on purpose")
+        shown = f"{evidence.found:,} of {evidence.seeded:,} faults put in on purpose"
+        reasons.append(f"the check found {shown}, which shows too little: {SENSITIVITY_MIN:.0%} must be certain")
     found = Confidence(
         reconciled=evidence.reconciled,
         coverage=coverage,

@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from metricsd.clock import Clock
 from metricsd.crash import crash_point
 from metricsd.errors import MetricsdError, MigrationPaused, StoreReplaced, StoreUnavailable
+from metricsd.migration.custom_rules import CustomRules
 from metricsd.migration.discover import common_root
 from metricsd.migration.ledger import Ledger, read_ledger
 from metricsd.migration.model import (
@@ -173,10 +174,14 @@ class Runner:
         if self._home.proof is not None:
             stack.callback(self._home.proof.close)
             self._home.proof.begin(manifest, self._run.created_us)
+        custom: list[CustomRules] = []
+        for path in options.rules:
+            custom.append(CustomRules(Path(path)))
+            stack.callback(custom[-1].close)
+        validator = Validator(self._run.created_us, find_session=work.span, custom=custom)
         sinks = self._home.sinks(work)
         for sink in sinks:
             stack.callback(sink.close)
-        validator = Validator(self._run.created_us)
         self._total, self._read = totals["bytes"], 0
         self._load(stack, work, sinks, validator)
         crash_point("migrate_loaded")

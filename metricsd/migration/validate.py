@@ -79,7 +79,7 @@ class Validator:
     """The rules of one run."""
 
     def __init__(
-        self, now_us: int, *, find_session: FindSession | None = None, custom: CustomRules | None = None
+        self, now_us: int, *, find_session: FindSession | None = None, custom: Sequence[CustomRules] = ()
     ) -> None:
         """`now_us` is the run's start: what is told to be in the future does not change when a run is resumed."""
         self._now_us = now_us
@@ -107,8 +107,8 @@ class Validator:
                 add(found, "announcement_has_call", planned.row.place, "", "no call behind it")
         running.rows += len(part)
         running.last_call = calls.last
-        if self._custom is not None:
-            found += self._custom.check(part)
+        for custom in self._custom:
+            found += custom.check(part)
         if found:
             self._count_findings(found)
         return found
@@ -150,7 +150,10 @@ class Validator:
 
     def rules(self) -> dict[str, Rule]:
         """Return every rule of this run, also those of one's own."""
-        return {**BY_ID, **(self._custom.rules if self._custom is not None else {})}
+        found = dict(BY_ID)
+        for custom in self._custom:
+            found.update(custom.rules)
+        return found
 
     def _count_findings(self, found: Sequence[Finding]) -> None:
         running = self.running

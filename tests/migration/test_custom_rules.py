@@ -46,7 +46,7 @@ def test_a_rule_of_ones_own_fires_beside_the_shipped_ones(tmp_path: Path) -> Non
     rows = planned(write(tmp_path / "source", lines, friday), tmp_path / "run")
     custom = CustomRules(file_of(tmp_path, RULES))
     try:
-        validator = Validator(NOW_US, custom=custom)
+        validator = Validator(NOW_US, custom=[custom])
         found = [one for one in validator.check(rows) if one.rule != "seen"]
         assert {(one.rule, one.severity, one.place.line if one.place else 0) for one in found} == {
             ("lines_add_up", Severity.SOFT, 2),
