@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
@@ -23,6 +24,7 @@ from metricsd.config import Config
 IDLE_CHECK_MAX_S = 60.0
 RETENTION_INTERVAL_S = 3600.0
 """Retention looks every hour: a laptop is seldom awake at one given hour of the night."""
+_TICK = timedelta(microseconds=1)
 
 
 class Chore(StrEnum):
@@ -48,10 +50,8 @@ class Schedule:
 
     def start(self) -> None:
         """Begin; needs a running event loop."""
-        idle_s = min(max(self._config.sessions.idle_end_s / 4, 0.05), IDLE_CHECK_MAX_S)
-        self._regularly(Chore.CLOSE_IDLE, IntervalTrigger(seconds=idle_s, timezone=self._zone))
-        self._regularly(Chore.RETENTION, IntervalTrigger(seconds=RETENTION_INTERVAL_S, timezone=self._zone))
-        self._regularly(Chore.BACKUP, CronTrigger(hour=self._config.store.backup_hour, minute=0, timezone=self._zone))
+        for chore, trigger in self._triggers().items():
+            self._plan(chore, trigger)
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -66,8 +66,15 @@ class Schedule:
 
     def look_again(self) -> None:
         """Recompute what is due, after the wall clock jumped or the machine slept."""
-        if self._scheduler.running:
-            self._scheduler.wakeup()
+        if not self._scheduler.running:
+            return
+        self._scheduler.wakeup()
+        now = datetime.now(self._zone)
+        for chore, trigger in self._triggers().items():
+            job = self._scheduler.get_job(chore.value)
+            if job is None or job.next_run_time > trigger.get_next_fire_time(None, now):
+                # It was planned while the clock was ahead: set back by years, it would not come for years.
+                self._plan(chore, trigger)
 
     async def next_chore(self) -> Chore:
         """Return the next due chore, waiting for one; a chore that became due twice is returned once."""
@@ -78,8 +85,17 @@ class Schedule:
         del self._due[chore]
         return chore
 
-    def _regularly(self, chore: Chore, trigger: IntervalTrigger | CronTrigger) -> None:
-        self._scheduler.add_job(self._note, trigger, args=(chore,), id=chore.value)
+    def _triggers(self) -> dict[Chore, BaseTrigger]:
+        """Return when each chore is due, counted from now."""
+        idle_s = min(max(self._config.sessions.idle_end_s / 4, 0.05), IDLE_CHECK_MAX_S)
+        return {
+            Chore.CLOSE_IDLE: IntervalTrigger(seconds=idle_s, timezone=self._zone),
+            Chore.RETENTION: IntervalTrigger(seconds=RETENTION_INTERVAL_S, timezone=self._zone),
+            Chore.BACKUP: CronTrigger(hour=self._config.store.backup_hour, minute=0, timezone=self._zone),
+        }
+
+    def _plan(self, chore: Chore, trigger: BaseTrigger) -> None:
+        self._scheduler.add_job(self._note, _Skipping(trigger), args=(chore,), id=chore.value, replace_existing=True)
 
     # Coroutines, because the scheduler would run plain functions in threads of a pool.
     async def _note_sync(self) -> None:
@@ -88,6 +104,23 @@ class Schedule:
     async def _note(self, chore: Chore) -> None:
         self._due[chore] = None
         self._wake.set()
+
+
+class _Skipping(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
+    """A trigger whose missed times are skipped without being counted.
+
+    APScheduler goes through every one of them in the event loop, and keeps them, to run the last: a board that boots in
+    1970 and hears of the present would be busy for minutes and out of memory.
+    """
+
+    def __init__(self, trigger: BaseTrigger) -> None:
+        self._trigger = trigger
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+        """Return the first time after now; after a start it may be now."""
+        at = now if previous_fire_time is None else max(now, previous_fire_time) + _TICK
+        found: datetime | None = self._trigger.get_next_fire_time(None, at)
+        return found
 
 
 def _local_zone() -> tzinfo:

@@ -153,6 +153,7 @@ class Steering:
     def on_wake(self) -> None:
         """The machine slept, or its clock jumped."""
         self._schedule.look_again()
+        self._parts.syncing.look_again()
         self._parts.governor.note_wake()
         # After sleep the connection is dead, and nobody would notice for two heartbeats.
         self._parts.realtime.connect_anew(slept=True)

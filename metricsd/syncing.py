@@ -108,6 +108,7 @@ class Syncing:
         self._put_off = False
         self._failing = False
         self._is_back = False
+        self._is_stale = False
         self._told: str | None = None
         self._hurried = asyncio.Event()
         self._hurry_at = 0.0
@@ -132,6 +133,11 @@ class Syncing:
         """Do so if rounds failed lately."""
         if self._failing:
             self.resume()
+
+    def look_again(self) -> None:
+        """Plan the next round anew, because the clock was set: by the wrong one it may lie years ahead."""
+        self._is_stale = True
+        self._wanted.set()
 
     def hurry(self) -> None:
         """Ask for a round now, because something here should be sent; one a second at most, and the schedule stays.
@@ -200,7 +206,11 @@ class Syncing:
             self._plan_in(STORE_PAUSE_S)
 
     async def _turn(self) -> None:
-        """Do what is due now: a round, or a later time for one."""
+        """Do what is due now: a round, or another time for one."""
+        only_plans, self._is_stale = self._is_stale and not self._is_back, False
+        if only_plans:
+            await self._plan()
+            return
         if self._gate.allows_rounds:
             reason = self._reason()
             if reason == REGULAR and not self._gate.is_convalescent and await self._puts_off():

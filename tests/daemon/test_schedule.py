@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime, tzinfo
 from pathlib import Path
 
+import apscheduler.schedulers.base
+import apscheduler.triggers.interval
 import pytest
 
+from metricsd import schedule as schedule_module
 from metricsd.clock import US_PER_S
 from metricsd.config import Config, find_paths, load_config
-from metricsd.schedule import Chore, Schedule
+from metricsd.schedule import RETENTION_INTERVAL_S, Chore, Schedule
 from tests.homes import opened, tool_use, until
 
 
@@ -58,6 +63,86 @@ async def test_chores_do_not_pile_up(schedule: tuple[Schedule, asyncio.Event]) -
     assert [await made.next_chore(), await made.next_chore()] == [Chore.BACKUP, Chore.RETENTION]
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(made.next_chore(), 0.05)
+
+
+YEAR_S = 366 * 86_400.0
+
+
+class _Wall:
+    """The wall clock that the schedule and its scheduler ask; it begins at `at_s` and can be set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at_s: float) -> None:
+        self._offset_s = at_s - time.monotonic()
+        wall = self
+
+        class Moment(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+                return datetime.fromtimestamp(time.monotonic() + wall._offset_s, tz)
+
+        for module in (apscheduler.schedulers.base, apscheduler.triggers.interval, schedule_module):
+            monkeypatch.setattr(module, "datetime", Moment)
+
+    def jump(self, seconds: float) -> None:
+        self._offset_s += seconds
+
+
+async def _due_within(made: Schedule, seconds: float) -> set[Chore]:
+    """Return which chores become due in the next real seconds."""
+    found: set[Chore] = set()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                found.add(await made.next_chore())
+    return found
+
+
+async def test_a_clock_that_jumps_by_decades_costs_one_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board boots in 1970 and hears of the present: each chore is due once, and the loop is not busy for minutes."""
+    wall = _Wall(monkeypatch, 0.0)
+    made = Schedule(config, lambda: None)
+    made.start()
+    try:
+        wall.jump(56 * YEAR_S)
+        began = time.monotonic()
+        made.look_again()
+        assert await _due_within(made, 0.5) == set(Chore)
+        assert time.monotonic() - began < 5.0  # going through 56 years of minutes takes half a minute and more
+    finally:
+        made.stop()
+
+
+async def test_a_clock_that_is_set_back_does_not_put_chores_off(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned ten years ahead by a wrong clock, they come when they should by the right one."""
+    wall = _Wall(monkeypatch, 10 * YEAR_S)
+    made = Schedule(config, lambda: None)
+    made.start()
+    try:
+        wall.jump(-10 * YEAR_S)
+        made.look_again()
+        assert await _due_within(made, 0.2) == set()
+        wall.jump(RETENTION_INTERVAL_S + 1.0)
+        made.look_again()
+        assert await _due_within(made, 0.5) >= {Chore.CLOSE_IDLE, Chore.RETENTION}
+    finally:
+        made.stop()
+
+
+async def test_a_night_that_was_slept_through_still_has_its_backup(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lid is closed over the hour of the backup, and opened at nine."""
+    wall = _Wall(monkeypatch, 22 * 3600.0)
+    made = Schedule(config._replace(store=config.store._replace(backup_hour=3)), lambda: None)
+    made.start()
+    try:
+        wall.jump(25 * 3600.0)
+        made.look_again()
+        assert Chore.BACKUP in await _due_within(made, 0.5)
+    finally:
+        made.stop()
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes its zone from elsewhere")

@@ -157,6 +157,22 @@ async def test_a_round_that_was_slept_through_is_spread_once(setup: Setup) -> No
     assert setup.rounds.reasons == ["interval"]
 
 
+async def test_a_round_that_was_planned_by_a_wrong_clock_is_planned_anew(setup: Setup) -> None:
+    """Ten years ahead, then set right: the next round comes in this interval, and nothing runs before its time."""
+    _log_in(setup.home)
+    async with setup.running() as syncing:
+        setup.clock.jump(-10 * 365 * 86_400.0)
+        assert syncing.next_us is not None and syncing.next_us > setup.clock.now_us() + 300_000_000
+        syncing.look_again()
+        await _settled()
+        assert syncing.next_us == setup.planner.planned[-1] == setup.clock.now_us() + 300_000_000
+        assert setup.rounds.reasons == []
+        syncing.look_again()
+        syncing.resume()
+        await _settled()
+    assert setup.rounds.reasons == ["recovered"], "a cloud that is back does not wait for the plan"
+
+
 async def test_a_refused_login_is_not_tried_again_until_it_changes(setup: Setup) -> None:
     """Auth failure stops and says so; a new login starts again; `sync --now` may always try."""
     _log_in(setup.home)
