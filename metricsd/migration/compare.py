@@ -7,15 +7,16 @@ by how many rows, so the share of faithful rows is exact and not an estimate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
+from metricsd.fields import problem
 from metricsd.migration.digest import NOTHING, Cell, Cells, Digest, RowHash
 from metricsd.migration.figures import Figures
-from metricsd.migration.rows import EVENT, SESSION, TOOL_METRIC, day_of, flat
+from metricsd.migration.rows import EVENT, SESSION, day_of, flat
 from metricsd.migration.second.books import Books, Kept
 from metricsd.migration.second.lines import APP
 from metricsd.migration.side import Entry, Side, pairs
@@ -68,7 +69,7 @@ class Matched(Struct):
     equal      the same on both sides
     missing    in the source alone
     different  there, brought by this run, and not the same
-    otherwise  there, known before this run or edited since, and not the same: it stays as it is
+    otherwise  there in another shape: known before this run, edited since, or captured by hooks; it stays as it is
     excluded   left out by the run with a reason that the second reader cannot know (a rule of one's own, too old)
     extra      brought by this run, and not in the source
     merged     entries that tell of a row which another one told of first
@@ -165,12 +166,14 @@ class Comparer:
 
     def __init__(self, excluded: frozenset[int] = frozenset()) -> None:
         self._excluded = excluded
+        self._is_elsewhere: Callable[[int], bool] = lambda _: False
         self._named: list[tuple[str, Cell, int | None, tuple[str, ...]]] = []
         self._source, self._target = Cells(), Cells()
         self.found = Comparison()
 
-    def rows(self, source: Side, target: Side) -> None:
-        """Compare the rows of both sides."""
+    def rows(self, source: Side, target: Side, is_elsewhere: Callable[[int], bool] = lambda _: False) -> None:
+        """Compare the rows of both sides. `is_elsewhere` says which identities the target holds in another shape."""
+        self._is_elsewhere = is_elsewhere
         sums = _Sums(source.cells), _Sums(target.cells)
         for one, other in pairs(source, target):
             self._part(one, other, sums[0], sums[1], source.cells, target.cells)
@@ -189,14 +192,17 @@ class Comparer:
                 self.found.records.excluded += 1
                 continue
             self._session(kept, target, hashed, started_us // _US_PER_MS, is_full)
-        for record_id, place, values in books.figures():
+        for kind, record_id, place, told in books.figures():
             if place in self._excluded:
                 self.found.records.excluded += 1
                 continue
-            there = target.record(TOOL_METRIC, record_id)
+            values = {
+                name: value for name, value in told.items() if name != "batch" and problem(kind, name, value) is None
+            }
+            there = target.record(kind, record_id)
             wrong, otherwise = _fields(values, there, started_us // _US_PER_MS)
             self.found.calls_ours += there is not None and there.ours
-            cell = Cell(TOOL_METRIC, day_of(values.get("started_at")), str(values.get("tool", "")))
+            cell = Cell(kind, day_of(values.get("started_at")), str(values.get("tool", "")))
             actual = {} if there is None else {name: there.fields.get(name) for name in values}
             self._record(cell, hashed, (record_id, values), (record_id, actual), place, wrong, otherwise)
 
@@ -265,6 +271,8 @@ class Comparer:
         for asked in want.values():
             if asked.place in self._excluded:
                 rows.excluded += 1
+            elif self._is_elsewhere(asked.identity):
+                rows.otherwise += 1
             else:
                 rows.missing += 1
                 mine.add(asked)

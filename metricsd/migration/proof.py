@@ -104,9 +104,15 @@ class Prover:
         with self._task.open_target() as target:
             side = Side(second.folder / _TARGET)
             target.read_events(side, second.key, everything=counts.total.skipped > 0)
-            comparer.rows(Side.reopen(second.folder / SIDE, reading.cells, reading.rows), side)
+            source = Side.reopen(second.folder / SIDE, reading.cells, reading.rows)
             books = Books(second.folder / BOOKS)
+
+            def is_elsewhere(identity: int) -> bool:
+                session = books.session_of(identity)
+                return session is not None and target.is_hooked(session)
+
             try:
+                comparer.rows(source, side, is_elsewhere)
                 comparer.records(books, target, second.key, self._started_us)
             finally:
                 books.close()

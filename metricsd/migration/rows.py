@@ -20,6 +20,9 @@ EVENT_COLUMNS = (
     "kind", "app", "name", "at", "session", "tool", "outcome", "duration_ms", "call", "project", "branch", "model",
     "agent", "subject", "reason", "input_bytes", "output_bytes", "lines_added", "lines_removed", "extra",
 )  # fmt: skip
+TRANSCRIPT = "Transcript"
+"""Name of events from transcripts. Their project, input_bytes and output_bytes are no columns: they depend on the disk of
+the machine that reads, and on the bytes that a value was written with."""
 SESSION_COLUMNS = ("session", "fields", "kept")
 """`fields` are those of the session's record; `kept` is what stays on this machine: who, where, metric objects."""
 

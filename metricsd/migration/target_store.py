@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from metricsd.migration.digest import Cell, RowHash
 from metricsd.migration.figures import Figures
-from metricsd.migration.rows import EVENT, TOOL_USED, day_of, flat
+from metricsd.migration.rows import EVENT, TOOL_USED, TRANSCRIPT, day_of, flat
 from metricsd.migration.side import Side
 from metricsd.store.events import OTHER_OUTCOME, OUTCOMES, unpack_call
 from metricsd.store.summary import snapshot
@@ -40,6 +40,10 @@ _EXTRA_BYTES = "SELECT coalesce(sum(bytes), 0) FROM legacy_extra"
 _SESSION = """
 SELECT sum(c.tool_calls), min(c.started_at), max(c.end_at), max(c.project) FROM session AS s JOIN session_counters AS c ON c.session = s.id
 WHERE s.session_id = ? AND s.app = ?
+"""
+_HOOKED = """
+SELECT DISTINCT s.session_id FROM session AS s JOIN event AS e ON e.session = s.id JOIN event_type AS t ON t.id = e.type
+WHERE s.app = 'claude-code' AND t.kind = 'tool_used' AND t.name != 'Transcript' AND e.batch IS NULL
 """
 
 
@@ -72,6 +76,7 @@ class StoreTarget:
         self._range = (f"{run}.", f"{run}/")
         self._texts: dict[int, str | None] = {}
         self._sessions: dict[int, str] = {}
+        self._hooked: frozenset[str] | None = None
         self.by = Figures()
 
     def read_events(self, side: Side, key: bytes, *, everything: bool) -> int:
@@ -93,6 +98,8 @@ class StoreTarget:
                 values = json.loads(text(tags) or "{}") if tags is not None else {}
                 model, agent, reason = (values.pop(word, None) for word in ("/model", "/agent", "/reason"))
                 extra = flat({**values, **(json.loads(more) if more is not None else {})})
+            if name == TRANSCRIPT:
+                project = in_bytes = out_bytes = None
             said = (
                 None
                 if outcome is None
@@ -140,6 +147,12 @@ class StoreTarget:
     def kept_bytes(self) -> int:
         """Return how much is kept of all sessions: at a cap the oldest is dropped."""
         return int(self._db.execute(_EXTRA_BYTES).fetchone()[0])
+
+    def is_hooked(self, session: str) -> bool:
+        """Return whether hooks captured a session of Claude Code: then its transcript is not counted as well."""
+        if self._hooked is None:
+            self._hooked = frozenset(row[0] for row in self._db.execute(_HOOKED))
+        return session in self._hooked
 
     def session(self, app: str, session: str) -> Counted:
         """Return what the store's events of a session add up to."""

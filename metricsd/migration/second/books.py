@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ OPEN_US_MAX = 24 * 3600 * 1_000_000
 """How long a session without an end is taken to run."""
 OVERLAPPING_MAX = 64
 """Sessions before a call that are looked at."""
+_HALF = 1 << 63
+"""SQLite's whole numbers have a sign, identities have none."""
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -28,7 +30,8 @@ CREATE TABLE note (session TEXT, rank INTEGER, file INTEGER, line INTEGER, body 
 CREATE TABLE session (session TEXT PRIMARY KEY, start INTEGER, ended INTEGER, user TEXT, place INTEGER, refused TEXT,
     body TEXT) WITHOUT ROWID;
 CREATE INDEX session_start ON session (start, session);
-CREATE TABLE figure (id TEXT PRIMARY KEY, place INTEGER, body TEXT) WITHOUT ROWID;
+CREATE TABLE figure (kind TEXT, id TEXT, place INTEGER, body TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID;
+CREATE TABLE transcribed (identity INTEGER PRIMARY KEY, session TEXT);
 CREATE TABLE unowned (at INTEGER, user TEXT, body TEXT);
 """
 
@@ -70,11 +73,20 @@ class Books:
         row = (note.session, rank, file, line, json.dumps(note))
         self._db.execute("INSERT OR REPLACE INTO note VALUES (?, ?, ?, ?, ?)", row)
 
-    def figure(self, record_id: str, place: int, values: dict[str, Any]) -> bool:
-        """Keep calls that arrived added up; return False for an id that is known."""
-        before = self._db.total_changes
-        self._db.execute("INSERT OR IGNORE INTO figure VALUES (?, ?, ?)", (record_id, place, json.dumps(values)))
-        return self._db.total_changes > before
+    def figure(self, kind: str, record_id: str, place: int, values: Mapping[str, Any]) -> None:
+        """Keep the fields of a record; of several entries the first one counts."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO figure VALUES (?, ?, ?, ?)", (kind, record_id, place, json.dumps(values))
+        )
+
+    def transcribed(self, identity: int, session: str) -> None:
+        """Keep whose an event of a transcript is: hooks may have captured that session."""
+        self._db.execute("INSERT OR IGNORE INTO transcribed VALUES (?, ?)", (identity - _HALF, session))
+
+    def session_of(self, identity: int) -> str | None:
+        """Return whose an event of a transcript is; None for one of another source."""
+        row = self._db.execute("SELECT session FROM transcribed WHERE identity = ?", (identity - _HALF,)).fetchone()
+        return None if row is None else str(row[0])
 
     def unowned(self, at: int, user: str | None, body: object) -> None:
         """Keep a call that was written without its session, until all sessions are known."""
@@ -98,10 +110,12 @@ class Books:
         for place, refused, body in self._db.execute("SELECT place, refused, body FROM session ORDER BY session"):
             yield Kept(_note(body), place, refused)
 
-    def figures(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
-        """Yield id, place and fields of what arrived added up."""
-        for record_id, place, body in self._db.execute("SELECT id, place, body FROM figure ORDER BY id"):
-            yield record_id, place, json.loads(body)
+    def figures(self) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+        """Yield type, id, place and fields of the records beside the sessions of the older hooks."""
+        for kind, record_id, place, body in self._db.execute(
+            "SELECT kind, id, place, body FROM figure ORDER BY kind, id"
+        ):
+            yield kind, record_id, place, json.loads(body)
 
     def owned(self) -> Iterator[tuple[Any, str | None]]:
         """Yield each call that was written without its session, and whose session's it was, None if nobody can tell.

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from metricsd.migration.bounds import AHEAD_US, FIRST_US, RECORD_ID_BYTES_MAX
-from metricsd.migration.digest import Cell, RowHash
+from metricsd.migration.digest import Cell, Row, RowHash
 from metricsd.migration.figures import Figures
 from metricsd.migration.memory import peak_rss_mb
-from metricsd.migration.rows import EVENT, SESSION_ENDED, SESSION_STARTED, TOOL_USED, day_of
+from metricsd.migration.rows import EVENT, EVENT_COLUMNS, SESSION_ENDED, SESSION_STARTED, TOOL_METRIC, TOOL_USED, day_of
 from metricsd.migration.second import files, lines
 from metricsd.migration.second.books import Books, Kept
+from metricsd.migration.second.exports import Batch, Event, Record, read_exported
 from metricsd.migration.second.files import File
 from metricsd.migration.second.lines import Announced, Call, Figure, read_document, read_json, read_line
 from metricsd.migration.second.numbers import Numbers
 from metricsd.migration.second.sessions import Note, project_name
 from metricsd.migration.second.shapes import Bad
+from metricsd.migration.second.transcripts import Transcript
 from metricsd.migration.second.words import session_id
 from metricsd.migration.side import Side
 
@@ -33,6 +35,7 @@ TASK, FILES, READING, SIDE, BOOKS = "task.json", "files.jsonl", "reading.json", 
 NO_SESSION = ("default-session", "default")
 CALLS, SESSIONS = "calls", "sessions"
 _TOO_LONG, _UNREADABLE = Bad("too_long"), Bad("unreadable")
+_OUTCOME, _DURATION = EVENT_COLUMNS.index("outcome"), EVENT_COLUMNS.index("duration_ms")
 _NAMES = {True: (SESSION_STARTED, "session_start"), False: (SESSION_ENDED, "session_end")}
 
 
@@ -50,7 +53,6 @@ class Reading(msgspec.Struct):
     bad         entries that cannot be taken, by reason; `refused` those that a rule keeps out, by rule
     sessions    merged sessions that should have arrived
     cells       what the rows are added up by, in the order of their numbers; `rows` how many rows were written
-    unknown     files whose format only the first reader knows
     """
 
     calls: int = 0
@@ -65,7 +67,6 @@ class Reading(msgspec.Struct):
     bytes: int = 0
     cells: list[Cell] = msgspec.field(default_factory=list)
     by: Figures = msgspec.field(default_factory=Figures)
-    unknown: int = 0
     peak_rss_mb: float = 0.0
 
 
@@ -109,8 +110,10 @@ class Reader:
             elif file.kind == "older_document":
                 for number, entry in enumerate(_items(file), start=1):
                     self._take(entry, None, file, number)
-            else:
-                self.reading.unknown += 1
+            elif file.kind == "transcript":
+                self._transcript(file)
+            elif file.kind == "export":
+                self._export(file)
         except files.FAULTS:
             self._bad[_UNREADABLE.reason] += 1
 
@@ -129,12 +132,54 @@ class Reader:
             self._books.note(entry, file.rank, file.number, line)
         elif isinstance(entry, Figure):
             self.reading.figures += 1
-            self._books.figure(lines.metric_id(entry.key), file.number << 32 | line, dict(entry.values))
+            self._books.figure(TOOL_METRIC, lines.metric_id(entry.key), file.number << 32 | line, entry.values)
         elif isinstance(entry, Announced):
             self.reading.announced += 1
             self._announced = entry.whose
         else:
             self._bad[entry.reason] += 1
+
+    def _transcript(self, file: File) -> None:
+        transcript = Transcript()
+        for number, raw in files.lines(file):
+            found = _TOO_LONG if raw is None else transcript.read(raw)
+            if isinstance(found, Bad):
+                self._bad[found.reason] += 1
+                continue
+            for fact in found:
+                self.reading.others += 1
+                if not self._refused_at(fact.at):
+                    self._books.transcribed(fact.identity, fact.session)
+                    self._add(fact.identity, fact.row, fact.at, fact.tool, file.number << 32 | number)
+
+    def _export(self, file: File) -> None:
+        gone = {
+            found.id for raw in _raws(file) if b"import_batch" in raw and isinstance(found := read_exported(raw), Batch)
+        }
+        for number, raw in files.lines(file):
+            found = _TOO_LONG if raw is None else read_exported(raw)
+            place = file.number << 32 | number
+            if isinstance(found, Bad):
+                self._bad[found.reason] += 1
+            elif isinstance(found, Record):
+                self.reading.others += 1
+                self._books.figure(found.kind, found.id, place, found.values)
+            elif isinstance(found, Event):
+                self.reading.others += 1
+                if found.batch not in gone and not self._refused_at(found.at):
+                    self._add(found.identity, found.row, found.at, found.tool, place)
+
+    def _refused_at(self, at: int) -> bool:
+        refused = self._refusal(at)
+        if refused is not None:
+            self._refused[refused] += 1
+        return refused is not None
+
+    def _add(self, identity: int, row: Row, at: int, tool: str | None, place: int) -> None:
+        self.side.add(identity, self._hash(row), self._cell(day_of(at), tool or ""), place)
+        if row[0] == TOOL_USED:
+            duration = row[_DURATION]
+            self.reading.by.call(tool or "", row[_OUTCOME] != "ok", duration if isinstance(duration, int) else None)
 
     def _call(self, call: Call, number: int, place: int, entries: int) -> None:
         refused = self._refusal(call.at)
@@ -213,6 +258,10 @@ class Reader:
         if at < FIRST_US:
             return "time_too_early"
         return "time_in_future" if at > self._latest_us else None
+
+
+def _raws(file: File) -> Iterator[bytes]:
+    return (raw for _, raw in files.lines(file) if raw is not None)
 
 
 def _items(file: File) -> list[lines.Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -29,6 +30,8 @@ _WRAPPERS = {
 _WRAPPERS_MAX = 8
 _DROPPED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _HOMES = ("home", "Users")
+# A provider in front, and a window behind, may be or not.
+_is_model = re.compile(r"([\w-]{1,40}/)?[\w.:@-]{1,150}(\[[A-Za-z0-9]{1,8}\])?", re.ASCII).fullmatch
 
 
 @lru_cache(maxsize=4096)
@@ -43,6 +46,13 @@ def session_id(text: str) -> str:
 def tool_name(text: str) -> str:
     """Return a tool's or agent's name, `other` if it does not look like one."""
     return text if len(text) <= CHARS_MAX and _IDENTIFIER.issuperset(text) else OTHER
+
+
+def model(text: str | None) -> str | None:
+    """Return a model's name, `other` if it does not look like one; None for nothing."""
+    if not text:
+        return None
+    return text if len(text) <= CHARS_MAX and _is_model(text) is not None else OTHER
 
 
 def number(value: object) -> int | None:
