@@ -1,194 +1,216 @@
-"""Simulated days of real engines, real SQLite stores and the real cloud app, in one loop of virtual time.
+"""Simulated days of real daemons, real SQLite stores and the real cloud app, in one loop of virtual time.
 
-Three devices record events, edit, tag and delete sessions, sync every two hours and when they like, on a network that
-loses requests and answers, with machines that crash in the middle of a round and clocks that are wrong. At midnight
-all is well again, and everybody must hold the same.
+Three machines capture events, edit, tag and delete sessions beside their daemons, which sync by the interval, and in
+a quarter of the days at once over open streams. The network loses requests and answers, breaks off and is away for
+hours, machines crash in the middle of a round, and clocks are wrong and jump. At midnight all is well again, and
+everybody must hold the same.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from metricsd.config import Cloud
+from metricsd.failover import Mode
 from metricsd.protocol import FieldValue
-from metricsd.store import conflict_log, records, state
-from metricsd.store.outbox import CURSOR
-from tests.sim.virtual import LoopClock, VirtualLoop
-from tests.sync.world import Device, Network, World
+from metricsd.store import conflict_log, records
+from tests.sim.machines import Air, Machine, durations, make, virtual_machines
+from tests.sim.virtual import VirtualLoop
+from tests.sync.world import World
 
 SEEDS = 64
 PARTS = 8
 SEEDS_SOAK = 4_000
 DAY_S = 86_400.0
-ROUND_S = 9_000.0
+END_S = 4 * DAY_S
+"""In virtual time: whoever waits for ever fails."""
 ACTS = 14
-"""Edits and batches of events of one device in a day."""
-CALM_ROUNDS_MAX = 6
+"""Edits and batches of captures of one machine in a day."""
+INTERVAL_S = 9_000.0
+CALM_INTERVALS_MAX = 6
 SESSIONS = ("claude-code/s-0", "claude-code/s-1")
 SKEWS_S = (0.0, 0.0, -3_600.0, 200.0, 400.0, 10 * 365 * DAY_S)
-
-
-class BusyNetwork(Network):
-    """The way to the cloud; virtual time stands still while the cloud's threads work."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    async def _ask(self, request: httpx.Request, body: bytes) -> httpx.Response:
-        with self._loop.working():
-            return await super()._ask(request, body)
+TIMES: dict[str, dict[str, Any]] = {
+    "sync": {"interval_s": INTERVAL_S, "backoff_max_s": INTERVAL_S},
+    "failover": {"detect_s": 7_200.0, "probe_s": 300.0, "probe_late_s": 1_800.0, "late_after_s": 3_600.0},
+    "sessions": {"idle_end_s": 28_800.0},
+    "store": {"check_s": 7_200.0},
+    "tail": {"rescan_s": 7_200.0, "watch": "events", "older_hooks": ()},
+}
+"""Much slower than what ships, so that a day is a hundred requests of each machine."""
+CLOUD = Cloud(commit_delay_ms=0.0, heartbeat_s=300.0, stream_poll_s=3_600.0)
 
 
 class Day:
     """One seed's day."""
 
-    def __init__(self, seed: int, root: Path, loop: VirtualLoop) -> None:
+    def __init__(self, seed: int, world: World, loop: VirtualLoop) -> None:
         self.rng = Random(seed)
         self.loop = loop
-        self.world = World(root, LoopClock(loop))
-        self.world.network = BusyNetwork(loop)
-        self.cut: set[str] = set()
+        self.world = world
         self.calm = False
-        self.ids: set[bytes] = set()
         self.cursors: dict[str, int] = {}
+        times = {**TIMES, "sync": {**TIMES["sync"], "realtime": seed % 4 == 0}}
+        self.machines = [
+            Machine(world, name, loop, number, **times) for number, name in enumerate(("one", "two", "three"))
+        ]
 
     async def play(self) -> None:
         """Live the day, then judge."""
         with self.loop.working():
             await self.world.start()
-        devices = []
-        for name in ("one", "two", "three"):
-            clock = LoopClock(self.loop)
-            devices.append(await self.world.device(name, clock=clock))
-            clock.skew_s = self.rng.choice(SKEWS_S)
+        for machine in self.machines:
+            await make(self.world, machine)
+            machine.clock.skew_s = self.rng.choice(SKEWS_S)
         try:
             self.world.network.fault = self._fault
             async with asyncio.TaskGroup() as group:
-                for device in devices:
-                    group.create_task(self._live(device, Random(self.rng.random())))
+                for machine in self.machines:
+                    group.create_task(self._live(machine, Random(self.rng.random())))
             self.calm = True
-            await self._settle(devices)
-            self._judge(devices)
+            for machine in self.machines:
+                machine.set_online(True)
+            await self._settle()
+            await self._say_last_words()
+            for machine in self.machines:
+                assert machine.mode is Mode.HYBRID, f"{machine.name}: {machine.governor.history[-3:]}"
+            for machine in self.machines:
+                await machine.stop()
+            self._judge()
         finally:
+            for machine in self.machines:
+                await machine.close()
             with self.loop.working():
                 await self.world.close()
 
-    async def _live(self, device: Device, rng: Random) -> None:
-        end = self.loop.time() + DAY_S
-        sync_at = self.loop.time() + rng.random() * ROUND_S
+    async def _live(self, machine: Machine, rng: Random) -> None:
+        """Act at random moments of the day."""
         acts = sorted(self.loop.time() + rng.random() * DAY_S for _ in range(ACTS))
-        while (now := self.loop.time()) < end:
-            wake = min([sync_at, end, *acts[:1]])
-            await asyncio.sleep(max(wake - now, 0))
-            if acts and wake == acts[0]:
-                acts.pop(0)
-                self._act(device, rng)
-            elif wake == sync_at:
-                sync_at += ROUND_S
-                await self._sync(device, rng)
+        for at in acts:
+            await asyncio.sleep(max(at - self.loop.time(), 0))
+            await self._act(machine, rng)
+            self._watch_cursor(machine)
 
-    def _act(self, device: Device, rng: Random) -> None:
-        share = rng.random()
+    async def _act(self, machine: Machine, rng: Random) -> None:
         session = rng.choice(SESSIONS)
-        if share < 0.4:
-            self.ids.update(device.record(rng.randint(1, 60), session=session.partition("/")[2]))
-            return
-        if share > 0.97 and isinstance(device.clock, LoopClock):
-            device.clock.skew_s = rng.choice(SKEWS_S)
-        fields: dict[str, FieldValue] = {}
-        record = records.get(device.store, "session", session)
-        if share < 0.65:
-            fields["description"] = f"{device.root.name} at {self.loop.time():.0f}"
-        elif share < 0.92:
-            known = record.version.fields.get("tags") if record is not None else None
-            tags = list(known) if isinstance(known, list) else []
-            fields["tags"] = tags[1:] if len(tags) > 2 else [*tags, f"t{self.rng.getrandbits(40)}"]
-        delete = not fields and record is not None
-        with device.store.transaction():
-            records.edit(device.store, "session", session, fields, delete=delete)
-
-    async def _sync(self, device: Device, rng: Random) -> None:
-        """Sync, or die in the middle of it."""
         if rng.random() < 0.25:
-            self.cut ^= {device.root.name}
-        task = asyncio.create_task(device.sync())
-        if rng.random() < 0.12:
-            for _ in range(rng.randint(1, 120)):
-                await asyncio.sleep(0)
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            await device.engine.close()
-            device.store.db.close()
-            device.open()
-            return
-        await task
-        self._watch_cursor(device)
+            machine.set_online(not machine.online)
+        if rng.random() < 0.05:
+            machine.clock.skew_s = rng.choice(SKEWS_S)
+        share = rng.random()
+        if share < 0.4:
+            event = "PostToolUseFailure" if rng.random() < 0.2 else "PostToolUse"
+            machine.capture(rng.randint(1, 40), session.partition("/")[2], event=event)
+        elif share < 0.9:
+            fields, delete = self._edit(machine, session, rng)
+            machine.edit(session, fields, delete=delete)
+        else:
+            await self._crash(machine, rng)
 
-    def _watch_cursor(self, device: Device) -> None:
-        name = device.root.name
-        number = int(state.get_text(device.store, CURSOR).partition("-")[0] or 0)
-        assert number >= self.cursors.get(name, 0), f"{name}: the cursor went back"
-        self.cursors[name] = number
+    def _edit(self, machine: Machine, session: str, rng: Random) -> tuple[dict[str, FieldValue], bool]:
+        """Return the fields to set, or that it is to be deleted."""
+        with machine.opened() as store:
+            record = records.get(store, "session", session)
+        share = rng.random()
+        if share < 0.5 or record is None:
+            return {"description": f"{machine.name} at {self.loop.time():.0f}"}, False
+        if share < 0.85:
+            known = record.version.fields.get("tags")
+            tags = list(known) if isinstance(known, list) else []
+            return {"tags": tags[1:] if len(tags) > 2 else [*tags, f"t{rng.getrandbits(40)}"]}, False
+        return {}, True
+
+    async def _crash(self, machine: Machine, rng: Random) -> None:
+        """Pull the plug somewhere in the middle of a round."""
+        asked = asyncio.ensure_future(machine.sync())
+        for _ in range(rng.randint(1, 150)):
+            await asyncio.sleep(0)
+        await machine.crash(asked)
+
+    def _watch_cursor(self, machine: Machine) -> None:
+        number = machine.cursor()
+        assert number >= self.cursors.get(machine.name, 0), f"{machine.name}: the cursor went back"
+        self.cursors[machine.name] = number
 
     def _fault(self, _: httpx.Request) -> str | None:
-        if self.calm:
+        if self.calm or self.rng.random() >= 0.1:
             return None
-        if self.cut and self.rng.random() < 0.3 * len(self.cut):
-            return "before"
-        return self.rng.choice(("before", "after", "twice", "503")) if self.rng.random() < 0.08 else None
+        if self.rng.random() < 0.1:
+            assert isinstance(self.world.network, Air)
+            self.world.network.cut()
+        return self.rng.choice(("before", "after", "twice", "503", "html"))
 
-    async def _settle(self, devices: list[Device]) -> None:
-        for _ in range(CALM_ROUNDS_MAX):
-            for device in devices:
-                report = await device.sync()
-                assert report.ok, report.error
-            if self._difference(devices) is None:
+    async def _settle(self) -> None:
+        """Wait until all are equal: the daemons come to that by themselves, at their interval."""
+        for _ in range(CALM_INTERVALS_MAX):
+            await asyncio.sleep(INTERVAL_S)
+            if self._difference() is None:
                 return
 
-    def _difference(self, devices: list[Device]) -> str | None:
+    async def _say_last_words(self) -> None:
+        """Delete and edit once more, having seen everything: that must stand."""
+        first, last = self.machines[0], self.machines[-1]
+        first.edit(SESSIONS[1], {}, delete=True)
+        last.edit(SESSIONS[0], {"description": "the last word"})
+        await self._settle()
+        for machine in self.machines:
+            held = _records_of(machine)
+            assert held[SESSIONS[1]] is None, f"{machine.name}: what was deleted came back: {held}"
+            said = held[SESSIONS[0]]
+            assert said is not None and said["description"] == "the last word", f"{machine.name}: {held}"
+
+    def _difference(self) -> str | None:
         """Return what two replicas hold differently; None when all are equal."""
         cloud = self.world.event_ids()
-        first = _records_of(devices[0])
-        for device in devices:
-            if device.event_ids() != cloud:
-                return f"{device.root.name}: other events than the cloud"
-            if device.counted() != len(cloud):
-                return f"{device.root.name}: counts {device.counted()} of {len(cloud)} events"
-            if records.pending_count(device.store) or conflict_log.count_open(device.store):
-                return f"{device.root.name}: something waits or is open"
-            if _records_of(device) != first:
-                return f"{device.root.name}: other records than {devices[0].root.name}: {_records_of(device)} {first}"
+        first = _records_of(self.machines[0])
+        for machine in self.machines:
+            with machine.opened() as store:
+                ids = Counter(row[0] for row in store.db.execute("SELECT id FROM event"))
+                waits = records.pending_count(store) + conflict_log.count_open(store)
+            if ids != cloud:
+                return f"{machine.name}: other events than the cloud"
+            if waits:
+                return f"{machine.name}: something waits or is open"
+            if (held := _records_of(machine)) != first:
+                return f"{machine.name}: other records than {self.machines[0].name}: {held} {first}"
         return None
 
-    def _judge(self, devices: list[Device]) -> None:
-        difference = self._difference(devices)
+    def _judge(self) -> None:
+        """All are equal, and nothing is lost or doubled, neither as rows nor in any sum."""
+        difference = self._difference()
         assert difference is None, difference
-        cloud = self.world.event_ids()
-        assert set(cloud) == self.ids, "events were lost, or came from nowhere"
-        assert set(cloud.values()) <= {1}
-        assert self.world.counted() == len(self.ids)
-        for device in devices:
-            assert (device.counted(), device.rolled_up()) == (len(self.ids), len(self.ids))
+        wanted = Counter(number for machine in self.machines for number in machine.captures)
+        assert durations(list(self.world.folder.glob("t_*.db"))) == wanted, "events were lost, or came from nowhere"
+        assert self.world.counted() == wanted.total()
+        for machine in self.machines:
+            assert durations([machine.paths.store]) == wanted, machine.name
+            assert not any((machine.paths.spool / "new").iterdir()), machine.name
+            with machine.opened() as store:
+                sums = "SELECT (SELECT sum(events) FROM session_counters), (SELECT sum(n) FROM rollup)"
+                assert store.db.execute(sums).fetchone() == (wanted.total(), wanted.total()), machine.name
 
 
-def _records_of(device: Device) -> dict[str, object]:
+def _records_of(machine: Machine) -> dict[str, Mapping[str, FieldValue] | None]:
     """Return what each session says, in its wire form: None for a deleted one."""
-    found: dict[str, object] = {}
-    for session in SESSIONS:
-        record = records.get(device.store, "session", session)
-        if record is not None:
-            version = record.version
-            fields = {name: value for name, value in version.fields.items() if value is not None}
-            found[session] = None if version.deleted else fields
+    found: dict[str, Mapping[str, FieldValue] | None] = {}
+    with machine.opened() as store:
+        for session in SESSIONS:
+            record = records.get(store, "session", session)
+            if record is not None:
+                version = record.version
+                present = {name: value for name, value in version.fields.items() if value is not None}
+                found[session] = None if version.deleted else present
     return found
 
 
@@ -199,18 +221,18 @@ def play(seed: int) -> None:
     with tempfile.TemporaryDirectory(prefix="metricsd-day-", dir=memory) as folder:
         loop = VirtualLoop()
         try:
-            loop.run_until_complete(Day(seed, Path(folder), loop).play())
-        except Exception as error:
+            with capture_logs(), virtual_machines(loop, Path(folder), seed, CLOUD) as world:
+                loop.run_until_complete(asyncio.wait_for(Day(seed, world, loop).play(), END_S))
+        except BaseException as error:
             error.add_note(f"seed {seed}: tests.sim.test_days.play({seed})")
             raise
         finally:
-            loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_days_end_well(part: int) -> None:
-    """After a day of faults nothing is lost or doubled, and all replicas and counters are equal."""
+    """After a day of faults nothing is lost or doubled, and all replicas, counters and totals are equal."""
     for seed in range(part, SEEDS, PARTS):
         play(seed)
 
