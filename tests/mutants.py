@@ -279,6 +279,13 @@ MUTANTS = (
         "tests/cloud/test_tokens.py::test_a_token_is_known_by_its_whole_hash",
     ),
     Mutant(
+        "tokens are compared on a prefix on PostgreSQL",
+        "metricsd/cloud/pg_directory.py",
+        "hmac.compare_digest(row[1], digest)",
+        "hmac.compare_digest(row[1][:LOOKUP_BYTES], digest[:LOOKUP_BYTES])",
+        "tests/cloud/test_tokens.py::test_a_token_is_known_by_its_whole_hash[postgres]",
+    ),
+    Mutant(
         "a role outlives its transaction",
         "metricsd/cloud/pg_session.py",
         "self._opening = f'SET LOCAL ROLE",

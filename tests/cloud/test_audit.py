@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
+import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from metricsd.cloud.policies import set_policy
 from metricsd.cloud.registry import AuditHead, AuditRow
 from metricsd.cloud.sqlite_control import FILE_NAME
 from tests.cloud.support import CloudUnderTest, ok
+from tests.postgres_fixtures import execute
 
 ME = "cli:someone"
 START = AuditHead(0, GENESIS)
@@ -141,20 +144,31 @@ TAMPERING = {
 }
 
 
-@pytest.mark.only_sqlite
 @pytest.mark.parametrize("how", TAMPERING)
 async def test_tampering_with_the_database_is_found(cloud: CloudUnderTest, how: str) -> None:
-    """By whoever can write the file; the statements of this schema cannot even do it."""
+    """By whoever can write the database; who only serves cannot even do it."""
     await everything(cloud)
     statement, fault = TAMPERING[how]
-    with closing(sqlite3.connect(cloud.folder / FILE_NAME)) as db:
-        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-            db.executescript(statement)
-        db.rollback()
-        db.executescript("DROP TRIGGER audit_is_not_changed; DROP TRIGGER audit_is_not_deleted;")
-        db.executescript(statement)
+    await tamper(cloud, statement)
     found = await verify(cloud.backend.directory)
     assert found.fault is not None and fault in found.fault
+
+
+async def tamper(cloud: CloudUnderTest, statement: str) -> None:
+    """Change the log as its owner could, having been refused without the owner's means."""
+    if isinstance(cloud.place, Path):
+        with closing(sqlite3.connect(cloud.folder / FILE_NAME)) as db:
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                db.executescript(statement)
+            db.rollback()
+            db.executescript("DROP TRIGGER audit_is_not_changed; DROP TRIGGER audit_is_not_deleted;")
+            db.executescript(statement)
+        return
+    instance = await cloud.backend.directory.instance()  # type: ignore[attr-defined]
+    path = "SET search_path = metricsd_control"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await execute(cloud.place, f'SET ROLE "{instance.ingest}"; {path}; {statement}')
+    await execute(cloud.place, f"{path}; {statement}")
 
 
 @pytest.mark.only_sqlite

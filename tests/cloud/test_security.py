@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import hashlib
+import hmac
 import inspect
 import io
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metricsd.cloud import codes
 from metricsd.cloud.access import Scope
 from metricsd.cloud.auth import SECRET_BYTES, digest_of, new_token
 from metricsd.cloud.tenants import revoke_token
@@ -37,8 +41,28 @@ from tests.cloud.test_audit import (
 from tests.cloud.test_audit import (
     test_every_act_is_logged_with_who_did_it as test_v16_3_2_every_act_is_logged_with_who_did_it,
 )
+from tests.cloud.test_limits import (
+    small,
+)
+from tests.cloud.test_limits import (
+    test_the_body_as_received as test_v5_2_1_a_body_is_bounded_as_received,
+)
+from tests.cloud.test_limits import (
+    test_the_body_inflated as test_v5_2_3_a_body_is_bounded_once_inflated,
+)
+from tests.cloud.test_postgres_isolation import connected
+from tests.cloud.test_rates import (
+    test_a_tenant_that_asks_too_much_gets_429_and_others_do_not as test_v2_4_1_what_is_asked_in_a_minute_is_bounded,
+)
 
-__all__ = ["test_v16_3_2_every_act_is_logged_with_who_did_it", "test_v16_4_2_a_changed_audit_row_is_found"]
+__all__ = [
+    "small",
+    "test_v2_4_1_what_is_asked_in_a_minute_is_bounded",
+    "test_v5_2_1_a_body_is_bounded_as_received",
+    "test_v5_2_3_a_body_is_bounded_once_inflated",
+    "test_v16_3_2_every_act_is_logged_with_who_did_it",
+    "test_v16_4_2_a_changed_audit_row_is_found",
+]
 
 CODE = Path(__file__).resolve().parents[2] / "metricsd"
 SQL_CALLS = frozenset({"execute", "executemany", "executescript", "fetch", "fetchrow", "fetchval"})
@@ -228,16 +252,69 @@ def test_v11_5_1_a_token_has_256_random_bits() -> None:
     assert len(made) == 1000 and {len(text) for text in made} == {4 + 43}
 
 
-@pytest.mark.only_sqlite
 async def test_v13_3_4_a_dump_of_the_databases_holds_no_token(cloud: CloudUnderTest) -> None:
     """Only hashes: not the text, not its random part, not its bytes."""
     device = await cloud.device()
     secrets = [device.token, *[await cloud.token(scope) for scope in (Scope.ENROL, Scope.READ, Scope.ADMIN)]]
     await device.push(events(3))
-    dump = b"".join(file.read_bytes() for file in cloud.folder.iterdir())
+    held = await dump(cloud)
     for text in secrets:
-        assert digest_of(text) in dump
-        assert text.encode() not in dump and text[4:].encode() not in dump
+        assert digest_of(text) in held
+        assert text.encode() not in held and text[4:].encode() not in held
+
+
+async def dump(cloud: CloudUnderTest) -> bytes:
+    """Return all bytes of the database: SQLite's files, or what every table of PostgreSQL holds."""
+    if isinstance(cloud.place, Path):
+        return b"".join(file.read_bytes() for file in cloud.folder.iterdir())
+    held = b""
+    async with connected(cloud.place) as db:
+        tables = await db.fetch(
+            "SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) FROM pg_tables"
+            " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        )
+        for (table,) in tables:
+            for row in await db.fetch(f"SELECT * FROM {table}"):
+                held += b"\n".join(value if isinstance(value, bytes) else str(value).encode() for value in row)
+    return held
+
+
+def test_v6_5_2_a_plain_hash_is_for_what_nobody_can_guess() -> None:
+    """Tokens have more than 112 random bits and lie under SHA-256; codes are short, and lie under a slow, salted hash."""
+    text = new_token(Scope.DEVICE)
+    assert SECRET_BYTES * 8 >= 112 and digest_of(text) == hashlib.sha256(text.encode()).digest()
+    code = codes.new_code()
+    digests = {codes.digest_of(code.secret, salt) for salt in (codes.new_salt(), codes.new_salt())}
+    assert len(digests) == 2 and hashlib.sha256(code.secret.encode()).digest() not in digests
+    began = time.process_time()
+    codes.digest_of(code.secret, codes.new_salt())
+    slow = time.process_time() - began
+    began = time.process_time()
+    for _ in range(1000):
+        digest_of(text)
+    assert slow > time.process_time() - began, "a guess at a code costs more than a thousand at a token"
+
+
+async def test_v11_2_4_hashes_are_compared_in_constant_time(
+    cloud: CloudUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, and by the function that is made for it: tokens on both databases, and codes."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((bytes(one), bytes(other)))
+        return bytes(one) == bytes(other)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    token = digest_of((await cloud.device()).token)
+    compared.clear()
+    assert await cloud.backend.directory.find_token(token[:8] + bytes(24)) is None
+    assert compared == [(token, token[:8] + bytes(24))]
+    compared.clear()
+    code, salt = codes.new_code(), codes.new_salt()
+    digest = codes.digest_of(code.secret, salt)
+    assert codes.is_match(code.secret, salt, digest) and not codes.is_match(code.secret + "x", salt, digest)
+    assert [len(one) == len(other) == len(digest) for one, other in compared] == [True, True]
 
 
 async def test_v7_4_1_a_revoked_or_expired_token_opens_nothing(cloud: CloudUnderTest) -> None:
