@@ -120,6 +120,7 @@ _IMPORT_BATCH = {
     "imported_at": Field(FieldKind.TIME, "when it was imported"),
     "events": _count("events it brought"),
     "records": _count("records it brought"),
+    "only": Field(FieldKind.TEXT, "the events that it is about, where it is not all of the batch", chars_max=16 * 1024),
 }
 
 ENTITIES: Mapping[str, Mapping[str, Field]] = MappingProxyType(

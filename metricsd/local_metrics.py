@@ -18,6 +18,7 @@ from metricsd import __version__
 from metricsd.failover import Mode
 from metricsd.spool import Pending
 from metricsd.store import outbox, state
+from metricsd.store.batches import RETRACTED_EVENTS
 from metricsd.store.connection import Store
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,7 +62,7 @@ def read_store(store: Store) -> StoreFigures:
     """Return the store's counts; every one is stored or of few rows, none is a scan of the events."""
     records, conflicts, by_cloud, refused = store.db.execute(_WAITING_RECORDS).fetchone()
     return StoreFigures(
-        events=state.get_int(store, "live_events"),
+        events=state.get_int(store, "live_events") - state.get_int(store, RETRACTED_EVENTS),
         pending_events=outbox.pending_events(store),
         pending_records=records,
         conflicts_open=conflicts,

@@ -50,6 +50,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "a retraction counts as it was read, not as it is now",
+        "metricsd/store/batches.py",
+        "    if is_in is not counts:\n        return\n",
+        "    if counts:\n        return\n",
+        "tests/store/test_batches.py::test_what_is_kept_added_up_is_what_making_it_anew_gives",
+    ),
+    Mutant(
+        "an event comes in past its selection",
+        "metricsd/store/events.py",
+        "        items = _labelled(store, items)\n",
+        "        items = list(items)\n",
+        "tests/store/test_batches.py::test_an_event_that_comes_after_its_selection_is_left_out",
+    ),
+    Mutant(
         "checkpoint before rows",
         "metricsd/store/ingest.py",
         "        store = self._store\n        try:\n",
@@ -562,8 +576,8 @@ MUTANTS = (
     Mutant(
         "retracted imports count",
         "metricsd/store/summary.py",
-        "self.retracted = tuple(sorted(row for (row,) in db.execute(_RETRACTED)))",
-        "self.retracted = ()",
+        '_RETRACTED = "SELECT batch FROM retracted_batch"',
+        '_RETRACTED = "SELECT batch FROM retracted_batch WHERE 0"',
         "tests/cli/test_report.py::test_what_was_retracted_or_deleted_does_not_count_and_metrics_do",
     ),
     Mutant(
@@ -576,8 +590,8 @@ MUTANTS = (
     Mutant(
         "a fold forgets what it hid",
         "metricsd/store/rollups.py",
-        "    if totals:\n        add(store, totals, hours, sign=-1)",
-        "    if not totals:\n        add(store, totals, hours, sign=-1)",
+        "    add(store, *gone, sign=-1)",
+        "    add(store, *Sums({}, {}), sign=-1)",
         f"{TOTALS}::test_what_was_deleted_before_it_was_folded_stays_out",
     ),
     Mutant(

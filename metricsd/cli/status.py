@@ -42,6 +42,15 @@ _COUNTS = """
 SELECT (SELECT count(*) FROM session) - (SELECT count(*) FROM record WHERE type = 'session' AND deleted = 1),
        (SELECT count(*) FROM record WHERE type = 'tool_metric' AND deleted = 0)
 """
+RETRACTIONS_SCHEMA = 8
+"""The step that made the table which the next query reads; the store is read as it is, without upgrading it."""
+_WHOLLY_RETRACTED = """
+SELECT count(*) FROM (SELECT session, sum(n) AS n FROM retracted_total GROUP BY session) AS r
+WHERE r.n >= (SELECT coalesce(sum(c.events), 0) FROM session_counters AS c WHERE c.session = r.session)
+AND NOT EXISTS (SELECT 1 FROM session AS s JOIN record AS d ON d.type = 'session' AND d.id = s.app || '/' || s.session_id
+    WHERE s.id = r.session AND d.deleted = 1)
+"""
+"""Sessions that retracted imports alone told of; the deleted ones among them are left out already."""
 _BY_REASON = """
 SELECT reason, count(*) FROM quarantine WHERE state = 'open' AND NOT (reason GLOB 'cloud_*' OR file GLOB 'http*:*')
 GROUP BY reason ORDER BY reason
@@ -238,8 +247,10 @@ def _store(paths: Paths) -> tuple[Section, Section]:
             db.execute("BEGIN")
             section["schema"] = db.execute("PRAGMA user_version").fetchone()[0]
             state: Section = dict(db.execute("SELECT key, value FROM state"))
-            section["events"] = int(state.get("live_events", 0))
+            section["events"] = int(state.get("live_events", 0)) - int(state.get("retracted_events", 0))
             section["sessions"], section["tool_metrics"] = db.execute(_COUNTS).fetchone()
+            if section["schema"] >= RETRACTIONS_SCHEMA:
+                section["sessions"] -= db.execute(_WHOLLY_RETRACTED).fetchone()[0]
             on_wire, all_open = db.execute(_QUARANTINED).fetchone()
             section["quarantined"] = all_open - on_wire
             state["sync_quarantined"] = on_wire

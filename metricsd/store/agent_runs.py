@@ -14,7 +14,7 @@ _RUNS = """
 SELECT t.kind, m.text, count(*) FROM event AS e
 JOIN event_type AS t ON t.id = e.type JOIN term AS m ON m.id = e.tags LEFT JOIN term AS n ON n.id = e.tool
 WHERE (t.kind = 'subagent_ended' OR (t.kind = 'tool_used' AND n.text IN ('Task', 'Agent')))
-AND e.at >= ? AND e.at < ? AND coalesce(e.batch, 0) NOT IN ({}) AND coalesce(e.session, 0) NOT IN ({}) AND {}
+AND e.at >= ? AND e.at < ? AND coalesce(e.batch, 0) NOT IN (SELECT batch FROM retracted_batch) AND coalesce(e.session, 0) NOT IN ({}) AND {}
 GROUP BY t.kind, m.text
 """
 _FOREVER_US = 2**62
@@ -27,10 +27,10 @@ def agent_runs(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> dict[str, 
     window = summary.window(days)
     within, bounds = ("1", ()) if window is None else scan.within(window, "e.")
     hidden = tuple(summary.deleted)
-    sql = _RUNS.format(", ".join("?" * len(summary.retracted)), ", ".join("?" * len(hidden)), within)
+    sql = _RUNS.format(", ".join("?" * len(hidden)), within)
     span = (-_FOREVER_US, _FOREVER_US) if window is None else window
     found: dict[str, dict[str, int]] = {}
-    for kind, tags, n in summary.db.execute(sql, (*span, *summary.retracted, *hidden, *bounds)):
+    for kind, tags, n in summary.db.execute(sql, (*span, *hidden, *bounds)):
         agent = json.loads(tags).get("/agent")
         if agent is not None:
             kinds = found.setdefault(str(agent), {})

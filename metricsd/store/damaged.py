@@ -18,7 +18,7 @@ import msgspec
 from metricsd.hlc import parse_stamp
 from metricsd.ids import EVENT_ID_BYTES, EventId
 from metricsd.model import Event
-from metricsd.store import counters, events, hlc_mark, outbox, rollups, state
+from metricsd.store import batches, counters, events, hlc_mark, outbox, rollups, state
 from metricsd.store.connection import Store, sqlite_translated
 from metricsd.store.events import Identified
 
@@ -41,15 +41,18 @@ _BY_ID = "SELECT {} FROM {} WHERE id BETWEEN ? AND ? ORDER BY id LIMIT " + str(R
 COPIED = {
     "conflict_log": "INSERT OR REPLACE",
     "import_before": "INSERT OR IGNORE",
+    "import_mark": "INSERT OR IGNORE",
     "import_part": "INSERT OR IGNORE",
     "legacy_extra": "INSERT OR REPLACE",
     "record": "INSERT OR REPLACE",
+    "rollback": "INSERT OR IGNORE",
+    "rollback_before": "INSERT OR IGNORE",
     "quarantine": "INSERT OR IGNORE",
 }
 """Tables whose rows go over as they are: the damaged file knows them better than an older copy."""
 LEFT_OUT = frozenset(("import_run",))
 """Tables that are not copied: how far an import is would be a promise about events that may be missing."""
-_JSON_COLUMNS = ("fields", "stamps", "base", "local", "remote", "result")
+_JSON_COLUMNS = ("fields", "stamps", "base", "local", "remote", "result", "before")
 _LOOSE_CONFLICTS = """
 UPDATE record SET conflict = NULL
 WHERE conflict IS NOT NULL AND conflict NOT IN (SELECT id FROM conflict_log WHERE state = 'open')
@@ -139,6 +142,7 @@ class Damaged:
             self._pour_counters(store)
             if fresh:
                 self._pour_folded(store)
+            batches.rebuild(store)
         return found
 
     def _read_words(self) -> None:

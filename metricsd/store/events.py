@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from metricsd.ids import EventId
 from metricsd.model import Event, Kind
-from metricsd.store import rollups, state
+from metricsd.store import batches, rollups, state
 from metricsd.store.connection import Store
 from metricsd.store.counters import Tally, add_tallies, subtract_tallies
 from metricsd.store.devices import device_id_of as device_id_of
@@ -66,6 +67,9 @@ def insert(store: Store, items: Sequence[Identified], *, device: int) -> Inserte
     if not items:
         return Inserted(0, 0)
     rollups.calendar(store)
+    imported = any(item.event.batch is not None for item in items)
+    if imported:
+        items = _labelled(store, items)
     rows, aggregates = _prepare(store, items, device, own)
     before = store.db.total_changes
     store.db.execute("SAVEPOINT events")
@@ -80,6 +84,9 @@ def insert(store: Store, items: Sequence[Identified], *, device: int) -> Inserte
     _apply(store, aggregates, device, own)
     state.add(store, "last_pos" if own else "remote_rows", len(rows))
     state.add(store, "live_events", len(rows))
+    if imported and rows:
+        ends = (rows[0][0], rows[-1][0])
+        batches.inserted(store, min(ends), max(ends))
     return Inserted(len(rows), len(items) - len(rows))
 
 
@@ -251,6 +258,20 @@ def _tags_and_more(store: Store, e: Event) -> tuple[int | None, str | None]:
         texts["/reason"] = e.reason
     tags = store.terms.text(_encode(texts).decode()) if texts else None
     return tags, _encode(numbers).decode() if numbers else None
+
+
+def _labelled(store: Store, items: Sequence[Identified]) -> list[Identified]:
+    """Return the items under the batches that they are kept under here (store/batches.py)."""
+    ids: dict[str, list[EventId]] = {}
+    for event_id, event in items:
+        if event.batch is not None:
+            ids.setdefault(event.batch, []).append(event_id)
+    names = batches.names_for(store, ids)
+    return [
+        item if item.event.batch is None or names[item.id] == item.event.batch
+        else Identified(item.id, replace(item.event, batch=names[item.id]))
+        for item in items
+    ]  # fmt: skip
 
 
 def _apply(store: Store, aggregates: _Aggregates, device: int, own: bool) -> None:

@@ -16,7 +16,7 @@ from metricsd.errors import LineRejected
 from metricsd.ids import EVENT_ID_BYTES, EventId
 from metricsd.model import NAME_CHARS_MAX, Event
 from metricsd.protocol import COUNTERS, Change, RecordState, WireEvent
-from metricsd.store import counters, events, quarantine, records, state
+from metricsd.store import batches, counters, events, quarantine, records, state
 from metricsd.store.connection import Store
 from metricsd.store.events import Identified
 from metricsd.store.outbox import CURSOR
@@ -134,15 +134,26 @@ def _parse(items: Sequence[msgspec.Raw], origin: str) -> _Page:
 
 
 def _take_events(store: Store, device_id: str, items: list[Identified]) -> int:
-    """Insert another device's events; one that is here as our own was theirs first and moves to them."""
+    """Insert another device's events; one that is here as our own was theirs first and moves to them.
+
+    If an import brought it here too, the batch of theirs holds: so all devices agree on what takes it back.
+    """
     horizon = state.get_int(store, FOLD_BEFORE)
     items = [item for item in items if item.event.at >= horizon] if horizon else items
     row = events.device_row(store, device_id)
     here = events.locate(store, (item.id for item in items))
     moved = [pos for pos, device in here.values() if pos > 0 and device != row]
     events.move(store, moved, row)
+    theirs = {item.id: item.event.batch for item in items if item.id in here and _is_of(here[item.id], row)}
+    batches.adopt(store, theirs)
     fresh = [item for item in items if item.id not in here]
     return events.insert(store, fresh, device=row).added
+
+
+def _is_of(place: tuple[int, int], row: int) -> bool:
+    """Return whether an event at (position, device row) is that device's, or becomes it now."""
+    pos, device = place
+    return pos > 0 or device == row
 
 
 def _take_record(store: Store, raw: msgspec.Raw, record: RecordState, own: str, origin: str) -> Met | Reject | None:

@@ -20,7 +20,7 @@ from metricsd.conflict import same as same
 from metricsd.errors import LineRejected
 from metricsd.hlc import parse_stamp
 from metricsd.protocol import RECORD_ID_BYTES_MAX, FieldValue, RecordState
-from metricsd.store import conflict_log, hlc_mark, place
+from metricsd.store import batches, conflict_log, hlc_mark, place
 from metricsd.store.conflict_log import Decision, Entry, State, text_of, version_from
 from metricsd.store.connection import Store
 from metricsd.store.record_steps import (
@@ -339,9 +339,13 @@ def _close(store: Store, record: Record, met: Met) -> None:
 
 def _put(store: Store, kind: str, record_id: str, record: Record) -> None:
     version = record.version
+    old = get(store, kind, record_id) if kind == batches.TYPE else None
     values = (
         kind, record_id, _encode(version.fields).decode(), _encode(version.stamps).decode(), int(version.deleted),
         version.stamp, text_of(record.base) if record.base else None, record.rev, record.dirty, record.conflict,
         " ".join(record.sent) or None,
     )  # fmt: skip
     store.db.execute(_PUT, values)
+    if kind == batches.TYPE:
+        # Whatever changed it (a person, the cloud, a policy), the events that it covers follow at once.
+        batches.changed(store, record_id, old.version if old is not None else None, version)

@@ -8,7 +8,7 @@ no longer be told.
 from __future__ import annotations
 
 from metricsd.clock import US_PER_S
-from metricsd.store import rollups, state
+from metricsd.store import batches, rollups, state
 from metricsd.store.connection import Store
 from metricsd.store.ingest import FOLD_BEFORE
 
@@ -39,8 +39,10 @@ def _drop(store: Store, horizon: int, newest: int) -> int:
     dropped = 0
     while True:
         with store.transaction():
-            rollups.before_drop(store, _OLD, (horizon, newest, ROWS_PER_TRANSACTION))
-            rows = store.db.execute(_DROP, (horizon, newest, ROWS_PER_TRANSACTION)).rowcount
+            old = (horizon, newest, ROWS_PER_TRANSACTION)
+            rollups.before_drop(store, _OLD, old)
+            batches.before_drop(store, _OLD, old)
+            rows = store.db.execute(_DROP, old).rowcount
             state.add(store, "live_events", -rows)
         dropped += rows
         if rows < ROWS_PER_TRANSACTION:

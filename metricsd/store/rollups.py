@@ -8,6 +8,8 @@ events and keeps these. All three are in one time zone, the one in which the fir
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from metricsd.store import state
 from metricsd.store.calendar import Days, days_in
 from metricsd.store.connection import Store
@@ -28,6 +30,39 @@ HourKey = tuple[int, int, int, int]
 """(slot, device, type, batch); a slot is day * 24 + hour"""
 Hours = dict[HourKey, list[int]]
 """[n, failed]"""
+
+
+class Fact(NamedTuple):
+    """What totals count of one event; `added` and `removed` are bounded already."""
+
+    slot: int
+    device: int
+    type: int
+    tool: int
+    project: int
+    failed: int
+    duration_ms: int | None
+    added: int
+    removed: int
+
+
+class Sums(NamedTuple):
+    """What some events add up to, before it reaches the tables."""
+
+    totals: dict[Key, Totals]
+    hours: Hours
+
+    def plus(self, e: Fact, batch: int) -> None:
+        """Count one event of a batch (0: live)."""
+        key = (e.slot // 24, e.device, e.type, e.tool, e.project, batch, bucket_of(e.duration_ms))
+        total = self.totals.setdefault(key, [0] * 5)
+        values = (1, e.failed, min(e.duration_ms or 0, COUNTED_MAX), e.added, e.removed)
+        for index, value in enumerate(values):
+            total[index] += value
+        hour = self.hours.setdefault((e.slot, e.device, e.type, batch), [0, 0])
+        hour[0] += 1
+        hour[1] += e.failed
+
 
 UPSERT = """
 INSERT INTO rollup VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -62,11 +97,16 @@ ON CONFLICT DO UPDATE SET n = n + excluded.n, failed = failed + excluded.failed,
     duration_ms = duration_ms + excluded.duration_ms,
     lines_added = lines_added + excluded.lines_added, lines_removed = lines_removed + excluded.lines_removed
 """
-_DROP_EMPTY = (
-    "DELETE FROM rollup WHERE n = 0",
-    "DELETE FROM day_total WHERE n = 0",
-    "DELETE FROM hour_total WHERE n = 0",
-)
+_DROP_EMPTY = """
+DELETE FROM rollup
+WHERE n = 0 AND day = ? AND device = ? AND type = ? AND tool = ? AND project = ? AND batch = ? AND bucket = ?
+"""
+_DROP_EMPTY_DAY = """
+DELETE FROM day_total WHERE n = 0 AND day = ? AND device = ? AND type = ? AND batch = ? AND bucket = ?
+"""
+_DROP_EMPTY_HOUR = """
+DELETE FROM hour_total WHERE n = 0 AND day = ? AND hour = ? AND device = ? AND type = ? AND batch = ?
+"""
 
 
 def calendar(store: Store) -> Days:
@@ -84,11 +124,9 @@ def calendar(store: Store) -> Days:
 
 def add(store: Store, totals: dict[Key, Totals], hours: Hours, *, sign: int = 1) -> None:
     """Add (or with sign=-1 take away) totals inside the caller's transaction."""
-    db = store.db
+    db, days = store.db, _by_day(totals)
     db.executemany(UPSERT, [(*key, *(sign * value for value in values)) for key, values in totals.items()])
-    db.executemany(
-        _UPSERT_DAY, [(*key, *(sign * value for value in values)) for key, values in _by_day(totals).items()]
-    )
+    db.executemany(_UPSERT_DAY, [(*key, *(sign * value for value in values)) for key, values in days.items()])
     db.executemany(
         _UPSERT_HOUR,
         [
@@ -97,8 +135,11 @@ def add(store: Store, totals: dict[Key, Totals], hours: Hours, *, sign: int = 1)
         ],
     )
     if sign < 0:
-        for sql in _DROP_EMPTY:
-            db.execute(sql)
+        db.executemany(_DROP_EMPTY, totals)
+        db.executemany(_DROP_EMPTY_DAY, days)
+        db.executemany(
+            _DROP_EMPTY_HOUR, [(*divmod(slot, 24), device, kind, batch) for slot, device, kind, batch in hours]
+        )
 
 
 def before_drop(store: Store, positions_sql: str, values: tuple[int, ...]) -> None:
@@ -108,21 +149,12 @@ def before_drop(store: Store, positions_sql: str, values: tuple[int, ...]) -> No
     there. What imported events added to their session is noted, for a retraction.
     """
     store.db.execute(_KEEP_BATCHES.format(positions_sql), values)
-    days = calendar(store)
-    totals: dict[Key, Totals] = {}
-    hours: Hours = {}
+    days, gone = calendar(store), Sums({}, {})
     for at, device, kind, tool, project, batch, failed, duration, *lines in store.db.execute(
         _OF_DELETED.format(positions_sql), values
     ):
-        slot = days.slot(at)
-        total = totals.setdefault((slot // 24, device, kind, tool, project, batch, bucket_of(duration)), [0] * 5)
-        for index, value in enumerate((1, failed, min(duration or 0, COUNTED_MAX), *lines)):
-            total[index] += value
-        hour = hours.setdefault((slot, device, kind, batch), [0, 0])
-        hour[0] += 1
-        hour[1] += failed
-    if totals:
-        add(store, totals, hours, sign=-1)
+        gone.plus(Fact(days.slot(at), device, kind, tool, project, failed, duration, *lines), batch)
+    add(store, *gone, sign=-1)
 
 
 def _by_day(totals: dict[Key, Totals]) -> dict[tuple[int, int, int, int, int], Totals]:

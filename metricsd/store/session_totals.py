@@ -7,13 +7,13 @@ out, and what a retracted import brought is taken back; calls that arrived added
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from metricsd.store.scan import bounded
-from metricsd.store.summary import ALL_DAYS, TOOL_USED, Address, Summary, Sums
+from metricsd.store import retracted
+from metricsd.store.summary import ALL_DAYS, Address, Summary
 from metricsd.totals import COUNTED_MAX, SessionTotal
 
 _FIELDS = (
@@ -58,16 +58,6 @@ WHERE r.type = 'session' AND r.deleted = 0 AND json_type(r.fields, '$.started_at
 AND json_extract(r.fields, '$.started_at') >= 0
 AND NOT EXISTS (SELECT 1 FROM session_counters AS c WHERE c.session = s.id AND c.events > 0 AND c.starts > 0)
 """
-_SUMS = ", ".join(f"sum({bounded(f'e.{name}')})" for name in ("duration_ms", "lines_added", "lines_removed"))
-_RETRACTED = f"""
-SELECT e.session, t.kind, count(*), sum(coalesce(e.outcome, 0) != 0), {_SUMS}
-FROM event AS e JOIN event_type AS t ON t.id = e.type
-WHERE e.batch IN ({{0}}) AND e.session IS NOT NULL GROUP BY e.session, t.kind
-UNION ALL
-SELECT f.session, t.kind, f.n, f.failed, f.duration_ms, f.lines_added, f.lines_removed
-FROM folded_batch AS f JOIN event_type AS t ON t.id = f.type WHERE f.batch IN ({{0}})
-"""
-_EVENTS = "SELECT sum(events) FROM session_counters WHERE session = ?"
 _HASHED = ("h:", "custom:")
 _TIMES, _TEXTS = ("started_at", "ended_at"), ("end_reason", "project", "branch")
 _AT_MAX = 253_402_300_799_999_999
@@ -90,8 +80,13 @@ def starts(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> dict[int, int]
     window = summary.window(days)
     bounds = (-_FOREVER_US, _FOREVER_US) if window is None else window
     noted = summary.db.execute(_NOTED_STARTS).fetchall()
-    hidden = summary.deleted | _wholly_retracted(summary) | {session for _, session in noted}
-    rows = summary.db.execute(_ALL_STARTS) if window is None else summary.db.execute(_STARTS, (*bounds, bounds[0]))
+    found_starts = (
+        summary.db.execute(_ALL_STARTS) if window is None else summary.db.execute(_STARTS, (*bounds, bounds[0]))
+    )
+    rows = found_starts.fetchall()
+    hidden = summary.deleted | {session for _, session in noted}
+    if summary.retracted:
+        hidden |= retracted.wholly(summary.db, [session for session, _ in rows])
     began = [at for session, at in rows if session not in hidden]
     began.extend(at for at, _ in noted if bounds[0] <= at < bounds[1])
     found: dict[int, int] = {}
@@ -137,7 +132,7 @@ def one(summary: Summary, app: str, session_id: str) -> SessionTotal | None:
     fields = _object(noted[0]) if noted is not None else {}
     row = summary.db.execute(_ROW, (app, session_id)).fetchone()
     rows = summary.db.execute(_ONE, row).fetchall() if row is not None else []
-    back = _retracted(summary).get(row[0]) if rows and summary.retracted else None
+    back = retracted.read(summary.db, [row[0]]).get(row[0]) if rows and summary.retracted else None
     if back is not None:
         rows = _without(rows, back)
         rows = rows if sum(each[-1] for each in rows) > 0 else []
@@ -162,7 +157,7 @@ def _rows(summary: Summary, since_us: int, noted: Iterable[str]) -> Iterator[lis
     """Yield the rows of each session that counts, one for each device; `noted` are records to look at as well."""
     if summary.db is None:
         return
-    back = _retracted(summary)
+    back = retracted.read(summary.db)
     if since_us:
         addresses = [one.partition("/")[::2] for one in noted]
         known = [row[0] for address in addresses for row in summary.db.execute(_ROW, address)]
@@ -180,28 +175,14 @@ def _rows(summary: Summary, since_us: int, noted: Iterable[str]) -> Iterator[lis
         yield rows
 
 
-def _without(rows: list[Row], kinds: Mapping[str, Sums]) -> list[Row]:
+def _without(rows: list[Row], kinds: retracted.Kinds) -> list[Row]:
     """Return the rows less what a retracted import brought. Who of several devices did does not matter to a sum."""
     rows = sorted(rows, key=itemgetter(-1))
     part = dict(zip(_NAMES, rows[-1], strict=True))
-    part["events"] -= sum(sums[0] for sums in kinds.values())
-    for kind, (n, failed, ms, added, removed) in kinds.items():
-        if kind == TOOL_USED:
-            taken = {
-                "tool_calls": n,
-                "tool_failures": failed,
-                "tool_ms": ms,
-                "lines_added": added,
-                "lines_removed": removed,
-            }
-            for name, value in taken.items():
-                part[name] = max(part[name] - value, 0)
-        elif kind in _COUNTED:
-            part[_COUNTED[kind]] = max(part[_COUNTED[kind]] - n, 0)
+    for name, value in retracted.taken(kinds).items():
+        if name in part:
+            part[name] = part[name] - value if name == "events" else max(part[name] - value, 0)
     return [*rows[:-1], tuple(part.values())]
-
-
-_COUNTED = {"prompt_submitted": "prompts", "turn_ended": "turns", "subagent_ended": "subagents"}
 
 
 def _only_one(row: Row) -> SessionTotal:
@@ -310,28 +291,6 @@ def _add_metrics(summary: Summary, found: dict[str, SessionTotal]) -> None:
                 tool_failures=one.tool_failures + metric.failed,
                 tool_ms=one.tool_ms + (metric.duration_ms or 0),
             )
-
-
-def _retracted(summary: Summary) -> dict[int, dict[str, Sums]]:
-    """Return {session: {kind: what retracted imports brought it}}."""
-    found: dict[int, dict[str, Sums]] = {}
-    if summary.retracted and summary.db is not None:
-        marks = ", ".join("?" * len(summary.retracted))
-        for session, kind, *sums in summary.db.execute(_RETRACTED.format(marks), summary.retracted * 2):
-            known = found.setdefault(session, {}).setdefault(kind, [0] * len(sums))
-            found[session][kind] = [a + b for a, b in zip(known, sums, strict=True)]
-    return found
-
-
-def _wholly_retracted(summary: Summary) -> frozenset[int]:
-    found = set()
-    for session, kinds in _retracted(summary).items():
-        if summary.db is None:
-            break
-        events = summary.db.execute(_EVENTS, (session,)).fetchone()[0] or 0
-        if sum(sums[0] for sums in kinds.values()) >= events:
-            found.add(session)
-    return frozenset(found)
 
 
 def _object(text: str) -> Values:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metricsd.protocol import FieldValue
-from metricsd.store import records
+from metricsd.store import records, retracted
 from metricsd.store.connection import Store
 from metricsd.store.counters import FIELDS, INFERRED, NUMBERS
 from metricsd.store.records import Record
@@ -24,7 +24,7 @@ Address = Callable[[str, str], str]
 """(app, session id as it is here) -> the record's id, `<app>/<session>` in wire form."""
 
 _ROWS = f"""
-SELECT s.app, s.session_id, d.device_id, {", ".join("c." + name for name in FIELDS)}
+SELECT c.session, s.app, s.session_id, d.device_id, {", ".join("c." + name for name in FIELDS)}
 FROM session_counters AS c JOIN session AS s ON s.id = c.session JOIN device AS d ON d.id = c.device
 WHERE c.events > 0
 """
@@ -88,7 +88,7 @@ def read_all(store: Store, address: Address) -> list[Session]:
     """Return every session, deleted ones too, the newest first."""
     ids = [str(row[0]) for row in store.db.execute(_RECORDS).fetchall()]
     known = {one: records.get(store, TYPE, one) for one in ids}
-    return _joined(_seen(store.db.execute(_ROWS).fetchall()), ids, address, known.get)
+    return _joined(_seen(store, store.db.execute(_ROWS).fetchall()), ids, address, known.get)
 
 
 def find(store: Store, text: str, address: Address) -> list[Session]:
@@ -101,7 +101,7 @@ def find(store: Store, text: str, address: Address) -> list[Session]:
     rows = [row for start in starts for row in store.db.execute(_ROWS_OF, (start, start + _AFTER_ALL)).fetchall()]
     ids = [str(row[0]) for row in store.db.execute(_RECORDS).fetchall()]
     wanted = [one for one in ids if one.startswith(text) or one.partition("/")[2].startswith(text)]
-    joined = _joined(_seen(rows), wanted, address, lambda record_id: records.get(store, TYPE, record_id))
+    joined = _joined(_seen(store, rows), wanted, address, lambda record_id: records.get(store, TYPE, record_id))
     found = [one for one in joined if not slash or _is_under(one, app, text)]
     exact = [one for one in found if text in (one.session_id, one.record_id, f"{one.app}/{one.session_id}")]
     return exact or found
@@ -134,8 +134,19 @@ def _is_under(session: Session, app: str, text: str) -> bool:
     return session.app == app or session.session_id.startswith(text)
 
 
-def _seen(rows: Iterable[tuple[Any, ...]]) -> list[Seen]:
-    return [Seen(app, session_id, device, tuple(values)) for app, session_id, device, *values in dict.fromkeys(rows)]
+def _seen(store: Store, rows: Iterable[tuple[Any, ...]]) -> list[Seen]:
+    """Return the devices' counters of sessions, less what retracted imports brought; of which device does not matter."""
+    groups: dict[int, list[Seen]] = {}
+    for session, app, session_id, device, *values in dict.fromkeys(rows):
+        groups.setdefault(session, []).append(Seen(app, session_id, device, tuple(values)))
+    for session, kinds in retracted.read(store.db, groups).items():
+        parts = sorted(groups[session], key=lambda part: (part.get("events"), part.device_id))
+        left = dict(zip(FIELDS, parts[-1].values, strict=True))
+        left |= {name: max(left[name] - n, 0) for name, n in retracted.taken(kinds).items() if name != "events"}
+        left["events"] -= retracted.taken(kinds)["events"]
+        parts[-1] = parts[-1]._replace(values=tuple(left.values()))
+        groups[session] = parts if sum(part.get("events") for part in parts) > 0 else []
+    return [part for parts in groups.values() for part in parts]
 
 
 def _joined(
@@ -146,7 +157,13 @@ def _joined(
     for one in seen:
         groups.setdefault(address(one.app, one.session_id), []).append(one)
     found = [combined(record_id, parts, record_of(record_id)) for record_id, parts in groups.items()]
+    # What an import noted of a session and took back again leaves a record that says nothing.
+    found = [one for one in found if groups[one.record_id] or _says_something(one)]
     return sorted(found, key=lambda one: (-(one.started_at or 0), one.record_id))
+
+
+def _says_something(one: Session) -> bool:
+    return one.deleted or (one.record is not None and any(v is not None for v in one.record.version.fields.values()))
 
 
 def combined(record_id: str, parts: list[Seen], record: Record | None) -> Session:

@@ -20,7 +20,7 @@ from metricsd.store.scan import Window
 from metricsd.totals import COUNTED_MAX, Cell, HourCell, bucket_of
 
 READ_TIMEOUT_S = 2.0
-SCHEMA_MIN = 4
+SCHEMA_MIN = 8
 """The step that made the tables which are read here."""
 TOOL_USED = "tool_used"
 DAY_MAX = 2_932_880
@@ -30,10 +30,8 @@ ALL_DAYS = (-1, DAY_MAX)
 DIMENSIONS = ("day", "app", "kind", "tool", "project", "bucket")
 
 _SUMS = "sum(n), sum(failed), sum(duration_ms), sum(lines_added), sum(lines_removed)"
-_RETRACTED = """
-SELECT t.id FROM record AS r JOIN term AS t ON t.text = r.id
-WHERE r.type = 'import_batch' AND (r.deleted = 1 OR json_extract(r.fields, '$.active') = 0)
-"""
+_RETRACTED = "SELECT batch FROM retracted_batch"
+_RETRACTED_NAMES = "SELECT t.text FROM retracted_batch AS b JOIN term AS t ON t.id = b.batch"
 _DELETED = """
 SELECT r.id, s.id FROM record AS r LEFT JOIN session AS s
 ON s.app = substr(r.id, 1, instr(r.id, '/') - 1) AND s.session_id = substr(r.id, instr(r.id, '/') + 1)
@@ -109,8 +107,8 @@ class Summary:
         self, db: sqlite3.Connection | None, days: Days | None = None, address: Callable[[], Address] | None = None
     ) -> None:
         self.days = days or here()
-        self.retracted: tuple[int, ...] = ()
-        """Terms of the import batches that do not count."""
+        self.retracted: frozenset[int] = frozenset()
+        """Terms of the import batches, and of selections of their events, that do not count."""
         self.deleted: frozenset[int] = frozenset()
         """Rows of the sessions that do not count."""
         self.deleted_ids: frozenset[str] = frozenset()
@@ -121,7 +119,7 @@ class Summary:
         self._stored = self.days
         if db is not None:
             self._types = {row: (app, kind) for row, app, kind in db.execute("SELECT id, app, kind FROM event_type")}
-            self.retracted = tuple(sorted(row for (row,) in db.execute(_RETRACTED)))
+            self.retracted = frozenset(row for (row,) in db.execute(_RETRACTED))
             self.deleted, self.deleted_ids = _find_deleted(db, address)
             zone = db.execute("SELECT value FROM state WHERE key = 'rollup_zone'").fetchone()
             if zone is not None and zone[0] != self.days.name:
@@ -174,7 +172,7 @@ class Summary:
         """Return the calls that arrived added up, of these days; undated ones only for all days."""
         if self._db is None:
             return []
-        retracted = {self.name(batch) for batch in self.retracted}
+        retracted = {str(name) for (name,) in self._db.execute(_RETRACTED_NAMES)} if self.retracted else frozenset()
         found = []
         first, last = days
         for app, session, tool, at, n, failed, rate, duration, batch in self._db.execute(_METRICS):
@@ -211,9 +209,9 @@ class Summary:
         columns = [_COLUMNS[name] if name in by else "NULL" for name in DIMENSIONS]
         sql = (
             f"SELECT {', '.join(columns)}, {_SUMS} FROM {_source(by)} WHERE day BETWEEN ? AND ? "
-            f"AND batch NOT IN ({_marks(self.retracted)}) GROUP BY {', '.join(wanted) or 'NULL'}"
+            f"AND batch NOT IN ({_RETRACTED}) GROUP BY {', '.join(wanted) or 'NULL'}"
         )
-        rows = db.execute(sql, (*days, *self.retracted))
+        rows = db.execute(sql, days)
         if "tool" in by or "project" in by:
             name = self.name
             found = [Cell(d, a, k, name(t), name(p), *rest) for d, a, k, t, p, *rest in rows]
@@ -231,7 +229,7 @@ class Summary:
 
     def _summed(self, rows: Iterator[scan.Row], by: Sequence[str], days: tuple[int, int], calendar: Days) -> list[Cell]:
         """Return what these events add up to, of these days. Plain and flat: it may see a million of them."""
-        retracted, day_of = frozenset(self.retracted), calendar.of
+        retracted, day_of = self.retracted, calendar.of
         typed, tooled, placed = "app" in by or "kind" in by, "tool" in by, "project" in by
         dated, timed = "day" in by, "bucket" in by
         first, last = days
@@ -262,9 +260,9 @@ class Summary:
         found: dict[tuple[int, str], list[int]] = {}
         sql = (
             f"SELECT day, hour, type, sum(n), sum(failed) FROM hour_total WHERE day BETWEEN ? AND ? "
-            f"AND batch NOT IN ({_marks(self.retracted)}) GROUP BY day, hour, type"
+            f"AND batch NOT IN ({_RETRACTED}) GROUP BY day, hour, type"
         )
-        for day, hour, kind, n, failed in db.execute(sql, (*days, *self.retracted)):
+        for day, hour, kind, n, failed in db.execute(sql, days):
             _add(found, (day * HOURS + hour, self._types[kind][1]), (n, failed))
         for row in self._events_of_deleted(db, days):
             slot = self._stored.slot(row.at)
@@ -361,10 +359,6 @@ def _source(by: Sequence[str]) -> str:
 
 def _only(values: tuple[object, ...], by: Sequence[str]) -> tuple[object, ...]:
     return tuple(value if name in by else None for name, value in zip(DIMENSIONS, values, strict=True))
-
-
-def _marks(values: Sequence[int]) -> str:
-    return ", ".join("?" * len(values))
 
 
 def _add(found: dict[K, Sums], key: K, sums: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from metricsd.config import Sync
 from metricsd.ids import EventId
 from metricsd.model import Event
 from metricsd.protocol import COUNTERS, RECORD_ID_BYTES_MAX, RecordChange, WireEvent
+from metricsd.store.batches import base_of
 from metricsd.store.counters import FIELDS, CounterRow
 from metricsd.store.records import Pending
 
@@ -80,7 +81,7 @@ class Outgoing:
             lines_added=e.lines_added,
             lines_removed=e.lines_removed,
             extra=self._extra(e.extra),
-            batch=self.opaque(e.batch),
+            batch=None if e.batch is None else self.opaque(base_of(e.batch)),
         )
 
     def counters(self, row: CounterRow) -> RecordChange | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from metricsd.ids import line_id
-from metricsd.store import events, records, tool_metrics
+from metricsd.ids import EventId, line_id
+from metricsd.protocol import FieldValue
+from metricsd.store import batches, events, records, tool_metrics
 from metricsd.store.connection import Store
 from metricsd.store.events import Identified
 from metricsd.totals import Cell
@@ -50,6 +51,18 @@ def note_session(store: Store, session: str, *, app: str = "claude-code", **fiel
 def set_batch(store: Store, batch: str, *, active: bool) -> None:
     with store.transaction():
         records.edit(store, "import_batch", batch, {"active": active, "label": "x"})
+
+
+def set_selection(store: Store, batch: str, numbers: list[int], *, active: bool) -> None:
+    """Switch some of a batch's events: those that are every so-manieth of all that it ever had here."""
+    rows = store.db.execute(
+        "SELECT e.id FROM event AS e JOIN term AS t ON t.id = e.batch WHERE t.text LIKE ? ORDER BY e.id", (batch + "%",)
+    )
+    ids = [EventId(event_id) for number, (event_id,) in enumerate(rows.fetchall()) if number in numbers]
+    if ids:
+        with store.transaction():
+            fields: dict[str, FieldValue] = {"active": active, **batches.selection_fields(ids)}
+            records.edit(store, "import_batch", batches.selection_name(batch, ids), fields)
 
 
 def put_metric(store: Store, metric_id: str, **fields: Any) -> None:

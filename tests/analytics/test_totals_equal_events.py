@@ -28,6 +28,7 @@ from tests.analytics.support import (
     put,
     put_metric,
     set_batch,
+    set_selection,
 )
 from tests.fakes import START_US, FakeClock
 
@@ -46,7 +47,12 @@ WAYS = (
 )
 UNDO_STEPS = """
 DROP TABLE day_total; DROP TABLE hour_total; DROP INDEX event_batch; DROP TABLE folded_batch;
-DROP INDEX session_counters_started; DROP INDEX session_counters_active; PRAGMA user_version = 3
+DROP INDEX session_counters_started; DROP INDEX session_counters_active;
+DROP INDEX event_session; DROP INDEX legacy_extra_who; DROP INDEX legacy_extra_began;
+ALTER TABLE legacy_extra DROP COLUMN who; ALTER TABLE legacy_extra DROP COLUMN began;
+DROP TABLE import_run; DROP TABLE import_part; DROP TABLE import_before;
+DROP TABLE retracted_batch; DROP TABLE retracted_total;
+DROP TABLE rollback; DROP TABLE rollback_before; DROP TABLE import_mark; PRAGMA user_version = 3
 """
 """Makes a store what it was before the steps of totals and of session times."""
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacific/Apia")
@@ -86,6 +92,10 @@ steps = st.one_of(
     st.tuples(st.just("bring back"), sessions),
     st.tuples(st.just("retract"), st.sampled_from(["import-1", "import-2"])),
     st.tuples(st.just("activate"), st.sampled_from(["import-1", "import-2"])),
+    st.tuples(
+        st.sampled_from(["exclude", "include"]),
+        st.tuples(st.sampled_from(["import-1", "import-2"]), st.lists(st.integers(0, 5), min_size=1, max_size=3)),
+    ),
     st.tuples(st.just("metric"), st.tuples(st.sampled_from("mno"), metric_fields)),
     st.tuples(st.just("give away"), st.integers(1, 8)),
 )
@@ -106,6 +116,8 @@ def do(store: Store, what: str, value: Any) -> None:
             note_session(store, value, description="again")
         case "retract" | "activate":
             set_batch(store, value, active=what == "activate")
+        case "exclude" | "include":
+            set_selection(store, *value, active=what == "include")
         case "metric":
             put_metric(store, value[0], **value[1])
         case "give away":
@@ -273,7 +285,7 @@ def test_sessions_are_those_of_the_session_list(history: list[tuple[str, Any]], 
         path = Path(folder) / "store.db"
         store = Store.open(path, clock=FakeClock())
         for what, value in history:
-            if what not in ("retract", "metric"):
+            if what != "metric":
                 do(store, what, value)
         for name in data.draw(st.lists(sessions, max_size=2)):
             noted: dict[str, Any] = {
