@@ -44,6 +44,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "doctor": Entry("metricsd.cli.doctor:doctor", "Look at everything from the hook to the cloud, and say what to do."),
     "service": Entry("metricsd.cli.service:service", "Have the daemon started at login."),
+    "migrate": Entry("metricsd.cli.migrate:migrate", "Bring in what older hooks, transcripts or an export left."),
     "legacy": Entry("metricsd.cli.legacy:legacy", "Convert records of the older system."),
     "logs": Entry("metricsd.cli.logs:logs", "Show the daemon's log."),
     "cloud": Entry("metricsd.cli.cloud:cloud", "Serve a cloud; tenants and tokens."),

@@ -56,14 +56,18 @@ def sync(now: bool, dry_run: bool, timeout_s: float, as_json: bool) -> int:
     config = load_config(paths)
     if dry_run:
         return _print_dry_run(asyncio.run(_dry_run(paths, config)), as_json)
-    report = _through_daemon(paths, timeout_s)
-    if report is None:
-        report = _in_foreground(paths, config, timeout_s)
+    report = sync_now(paths, config, timeout_s)
     code = int(report.pop("exit_code", EXIT_FAILED))
     _print_report(report, as_json)
     if not report["ok"]:
         _fail(report, code)
     return code
+
+
+def sync_now(paths: Paths, config: Config, timeout_s: float) -> Section:
+    """Sync through the daemon, or in the foreground when there is none; return the report with its `exit_code`."""
+    report = _through_daemon(paths, timeout_s)
+    return _in_foreground(paths, config, timeout_s) if report is None else report
 
 
 def _through_daemon(paths: Paths, timeout_s: float) -> Section | None:

@@ -81,6 +81,16 @@ async def enrol(directory: Directory, token: Token, request: EnrolRequest, clock
     return _reply(device, text)
 
 
+async def enrol_by_administrator(
+    registry: Registry, directory: Enrolment, tenant: str, user: str, name: str, clock: Clock, *, actor: str
+) -> EnrolReply:
+    """Make a device of a user, who is made if new, for whoever can reach the database itself; raise UsageError."""
+    found = await get_tenant(registry, tenant)
+    device, text = _new_device(found, checked_name("user", user), EnrolRequest(name=name), clock)
+    await directory.add_device(device, _act(actor, device))
+    return _reply(device, text)
+
+
 async def erase_device(directory: Directory, token: Token, device_id: str, now: int) -> str:
     """Note that a device's data is taken back, which ends its tokens, and return whose device it is.
 

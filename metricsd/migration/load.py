@@ -52,7 +52,7 @@ class StoreSink:
         self._store = store
         self._run = run
         self._label = label
-        self._hooked: frozenset[str] | None = None
+        self._hooked = Hooked(store)
 
     def progress(self) -> Progress:
         """Return how far this run is in the store."""
@@ -89,6 +89,12 @@ class StoreSink:
         events, changed = imports.digest(self._store, self._run)
         return f"{events.text()} {changed.text()}"
 
+    def missing(self) -> int:
+        """Return how many of the events that the run added are not in the store any more."""
+        sql = "SELECT coalesce(sum(events), 0) FROM import_part WHERE run = ?"
+        added = int(self._store.db.execute(sql, (self._run,)).fetchone()[0])
+        return added - imports.count_events(self._store, self._run)
+
     def close(self) -> None:
         """Empty the WAL if nobody reads, and close the store."""
         if self._store.is_open:
@@ -101,20 +107,26 @@ class StoreSink:
         self._store.close()
 
     def _entry(self, planned: Planned) -> Entry:
-        items = planned.items
-        if items and items[0].event.name == TRANSCRIPT_NAME and self._is_hooked(planned):
-            return Entry((), ())
-        return Entry(items, planned.beside)
+        return Entry((), ()) if self._hooked.is_hooked(planned) else Entry(planned.items, planned.beside)
 
-    def _is_hooked(self, planned: Planned) -> bool:
-        """Return whether hooks captured the session of a transcript's line, so that it would count twice."""
+
+class Hooked:
+    """Tells what of a transcript hooks have captured already, so that it would count twice."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._sessions: frozenset[str] | None = None
+
+    def is_hooked(self, planned: Planned) -> bool:
+        """Return whether a row is of a transcript whose session's calls came by hooks. Hooks do not know of tokens."""
+        if not planned.items or planned.items[0].event.name != TRANSCRIPT_NAME:
+            return False
         event = planned.items[0].event
         if event.kind == Kind.TOKENS_USED:
-            # Hooks do not know of tokens.
             return False
-        if self._hooked is None:
-            self._hooked = imports.hooked_sessions(self._store, TRANSCRIPT_APP)
-        return event.session in self._hooked
+        if self._sessions is None:
+            self._sessions = imports.hooked_sessions(self._store, TRANSCRIPT_APP)
+        return event.session in self._sessions
 
 
 class DryRun:
@@ -139,6 +151,10 @@ class DryRun:
     def digest(self) -> str:
         """Return nothing: nothing was stored."""
         return ""
+
+    def missing(self) -> int:
+        """Return nothing: nothing was stored."""
+        return 0
 
     def close(self) -> None:
         """Let go of the store."""

@@ -13,13 +13,12 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from metricsd import fields
-from metricsd.client import CloudClient
 from metricsd.clock import US_PER_MS, Clock
 from metricsd.config import Sync
 from metricsd.errors import CloudBusy, CloudRefused, CloudUnreachable
@@ -30,10 +29,14 @@ from metricsd.migration.load import count, to_quarantine
 from metricsd.migration.model import Counts, Part, Planned, Position, Progress, Rejected, Stored, batch_name
 from metricsd.migration.work import Work
 from metricsd.protocol import (
+    Capabilities,
     FieldValue,
+    HaveReply,
     HaveRequest,
     IdRange,
+    PushEventsReply,
     PushRecords,
+    PushRecordsReply,
     RecordChange,
     RecordResult,
 )
@@ -54,6 +57,7 @@ RETRY_S_MAX = 600.0
 """How long a cloud may stay away before the run ends; it is resumed when the cloud is back."""
 PAUSE_S_MAX = 60.0
 RECORD_PASSES_MAX = 4
+IDS_PER_QUESTION = 10_000
 EPOCH = 1
 _BAD_BATCH = frozenset((400, 413, 422))
 _FACT = "cloud"
@@ -61,12 +65,25 @@ _FACT = "cloud"
 _encode = msgspec.json.Encoder().encode
 
 
+class Cloud(Protocol):
+    """What is asked of a cloud: its API's client has it, and so has a database that an administrator reaches."""
+
+    url: str
+
+    async def capabilities(self) -> Capabilities: ...
+    async def have(self, request: HaveRequest) -> HaveReply: ...
+    async def push_unsequenced(self, body: bytes) -> PushEventsReply: ...
+    async def push_records(self, request: PushRecords) -> PushRecordsReply: ...
+    async def close(self) -> None: ...
+
+
 class Connection(NamedTuple):
-    """How the cloud is reached: the login, the settings, and what makes a client (tests bring their own)."""
+    """How the cloud is reached: the login, the settings, and what makes a client. `bytes_max` bounds a request."""
 
     login: Credentials
     settings: Sync
-    connect: Callable[[str, str, Sync], CloudClient]
+    connect: Callable[[str, str, Sync], Cloud]
+    bytes_max: int = BATCH_BYTES_MAX
 
 
 class _Reached(Struct, frozen=True):
@@ -80,6 +97,8 @@ class _Reached(Struct, frozen=True):
     digest: tuple[int, int]
     """Rows, and the sum's high half; see `low`."""
     low: int = 0
+    refused: int = 0
+    """Events that the cloud would not take."""
 
 
 class CloudSink:
@@ -107,7 +126,7 @@ class CloudSink:
         self._is_hooked = is_hooked
         self._mark = Stamp(0, 0, connection.login.device_id)
         self._runner: asyncio.Runner | None = None
-        self._client: CloudClient | None = None
+        self._client: Cloud | None = None
         self._items_max = 0
         self._reached = _reached(work)
 
@@ -125,6 +144,20 @@ class CloudSink:
     def digest(self) -> str:
         """Return the digest of the events that the run brought."""
         return _digest_of(self._reached).text()
+
+    def missing(self) -> int:
+        """Return how many of the events that the run brought the cloud does not have."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(self.find_missing())
+
+    async def find_missing(self) -> int:
+        """Do what `missing` does, from within an event loop."""
+        client = await self._connected()
+        missing = 0
+        for ids in self._work.sent_ids(IDS_PER_QUESTION):
+            missing += len(ids) - len(await self._held(client, ids))
+        return missing - self._reached.refused
 
     def close(self) -> None:
         """Close the connection."""
@@ -161,12 +194,13 @@ class CloudSink:
         total = _digest_of(self._reached).plus(added)
         high, low = divmod(total.total, 1 << 64)
         self._reached = _Reached(
-            part.number, part.after, part.rules, size, self._reached.counts + counts, (total.rows, high), low
-        )
+            part.number, part.after, part.rules, size, self._reached.counts + counts, (total.rows, high), low,
+            self._reached.refused + len(refused),
+        )  # fmt: skip
         self._work.note_fact(_FACT, msgspec.msgpack.encode(self._reached).hex())
         return Stored(counts, tuple(rejected), added.text())
 
-    async def _connected(self) -> CloudClient:
+    async def _connected(self) -> Cloud:
         if self._client is None:
             link = self._connection
             self._client = link.connect(link.login.url, link.login.token, link.settings)
@@ -174,7 +208,7 @@ class CloudSink:
             self._items_max = (await self._asked(self._client.capabilities)).items_max
         return self._client
 
-    async def _known(self, client: CloudClient, part: int, ids: list[bytes]) -> dict[bytes, tuple[int, bool]]:
+    async def _known(self, client: Cloud, part: int, ids: list[bytes]) -> dict[bytes, tuple[int, bool]]:
         """Return for each event which part brings it and whether the cloud had it before; noted before anything leaves."""
         noted = self._work.sent(ids)
         asked = [key for key in ids if key not in noted]
@@ -184,7 +218,7 @@ class CloudSink:
             noted |= {key: (part, key in held) for key in asked}
         return noted
 
-    async def _held(self, client: CloudClient, ids: list[bytes]) -> set[bytes]:
+    async def _held(self, client: Cloud, ids: list[bytes]) -> set[bytes]:
         """Return which of these events the cloud has, by one question about all of them where that is enough."""
         device = self._connection.login.device_id
         whole = HaveRequest(device_id=device, ranges=[IdRange(first=ids[0].hex(), last=ids[-1].hex())])
@@ -201,11 +235,11 @@ class CloudSink:
             held -= {bytes.fromhex(text) for text in (await self._asked(partial(client.have, some))).missing}
         return held
 
-    async def _push(self, client: CloudClient, items: Mapping[bytes, Identified]) -> dict[bytes, str]:
+    async def _push(self, client: Cloud, items: Mapping[bytes, Identified]) -> dict[bytes, str]:
         """Send events, a few requests at a time; return those that the cloud refuses, with its reason."""
         refused: dict[bytes, str] = {}
         wires = [(key, _encode(self._outgoing.event(item.id, 0, item.event))) for key, item in items.items()]
-        batches = list(_batches(wires, min(self._batch, self._items_max)))
+        batches = list(_batches(wires, min(self._batch, self._items_max), self._connection.bytes_max))
         for start in range(0, len(batches), IN_FLIGHT_MAX):
             some = (self._send(client, batch) for batch in batches[start : start + IN_FLIGHT_MAX])
             # Each of them comes to its end, so that an error leaves nothing at work behind it.
@@ -215,7 +249,7 @@ class CloudSink:
                 refused |= found
         return refused
 
-    async def _send(self, client: CloudClient, batch: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
+    async def _send(self, client: Cloud, batch: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
         head = _encode({"device_id": self._connection.login.device_id, "epoch": EPOCH, "base_seq": 0})
         body = b"".join((head[:-1], b',"events":[', b",".join([data for _, data in batch]), b"]}"))
         try:
@@ -234,7 +268,7 @@ class CloudSink:
         pairs = zip(batch, reply.results, strict=True)
         return {key: result.reason or "rejected" for (key, _), result in pairs if result.status == "rejected"}
 
-    async def _push_records(self, client: CloudClient, part: Part, wanted: Sequence[Planned], added: int) -> set[str]:
+    async def _push_records(self, client: Cloud, part: Part, wanted: Sequence[Planned], added: int) -> set[str]:
         """Send values for fields that nobody has set; return the addresses of records that were made or changed."""
         values: dict[tuple[str, str], dict[str, FieldValue]] = {}
         for planned in wanted:
@@ -254,7 +288,7 @@ class CloudSink:
             await self._settle(client, [self._change(imports.TYPE, name, told)], set())
         return changed
 
-    async def _settle(self, client: CloudClient, waiting: list[RecordChange], changed: set[str]) -> None:
+    async def _settle(self, client: Cloud, waiting: list[RecordChange], changed: set[str]) -> None:
         for _ in range(RECORD_PASSES_MAX):
             again: list[RecordChange] = []
             for start in range(0, len(waiting), self._items_max):
@@ -372,11 +406,13 @@ def _refused(planned: Sequence[Planned], refused: Mapping[bytes, str]) -> list[R
     return found
 
 
-def _batches(items: Iterable[tuple[bytes, bytes]], items_max: int) -> Iterable[list[tuple[bytes, bytes]]]:
+def _batches(
+    items: Iterable[tuple[bytes, bytes]], items_max: int, bytes_max: int
+) -> Iterable[list[tuple[bytes, bytes]]]:
     batch: list[tuple[bytes, bytes]] = []
     size = 0
     for item in items:
-        if batch and (len(batch) >= items_max or size + len(item[1]) > BATCH_BYTES_MAX):
+        if batch and (len(batch) >= items_max or size + len(item[1]) > bytes_max):
             yield batch
             batch, size = [], 0
         batch.append(item)

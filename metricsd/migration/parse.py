@@ -45,6 +45,7 @@ class Parser:
         self._rows: list[Row] = []
         self._rejected: list[Rejected] = []
         self._size = 0
+        self._others = 0
 
     def parts(self, after: Position = START) -> Iterator[Piece]:
         """Yield what lies behind a position, part by part; the last one's position is DONE. Raises SourceChanged."""
@@ -60,18 +61,20 @@ class Parser:
 
     def _cut(self, after: Position) -> Piece:
         piece = Piece(self._rows, self._rejected, after, self._size)
-        self._rows, self._rejected, self._size = [], [], 0
+        self._rows, self._rejected, self._size, self._others = [], [], 0, 0
         return piece
 
     @property
     def _is_full(self) -> bool:
-        return len(self._rows) + len(self._rejected) >= self._part_rows or self._size >= PART_BYTES
+        # A session that five entries tell of is as large as five rows.
+        return len(self._rows) + len(self._rejected) + self._others >= self._part_rows or self._size >= PART_BYTES
 
     def _sessions(self, after: Position) -> Iterator[Piece]:
         for number, _, told in self._work.sessions(after.index):
             note = merged([one.note for one in told])
             first, *others = (one.place for one in told)
             self._rows.append(Row(first, Subject.SESSION, b"", {}, note, 0, tuple(others)))
+            self._others += len(others)
             if self._is_full:
                 yield self._cut(Position(SESSIONS, number))
 

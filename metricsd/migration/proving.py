@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from metricsd.crash import crash_point
 from metricsd.migration import report
 from metricsd.migration.memory import peak_rss_mb
 from metricsd.migration.model import Manifest, Result, StageFigures
@@ -33,6 +34,7 @@ class RunProof:
     def conclude(self, result: Result, validator: Validator) -> Proven:
         """Compare source and target, write the report, and say what it came to."""
         proof = self._prover.conclude(result, validator)
+        crash_point("migrate_compared")
         began = time.perf_counter()
         compared = StageFigures(PROVE, proof.comparison.expected, round(proof.seconds, 3), peak_rss_mb())
         found = report.make(

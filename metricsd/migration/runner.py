@@ -45,7 +45,7 @@ from metricsd.migration.model import (
     Summary,
     batch_name,
 )
-from metricsd.migration.parse import START, Parser, Piece, check_unchanged
+from metricsd.migration.parse import PART_ROWS, START, Parser, Piece, check_unchanged
 from metricsd.migration.people import make_people
 from metricsd.migration.state import Run, RunFolder, RunState
 from metricsd.migration.survey import survey
@@ -112,6 +112,7 @@ class Home(NamedTuple):
     proof: Proof | None
     tell: Callable[[Told], None]
     accept: Callable[[int, int], bool]
+    part_rows: int = PART_ROWS
 
 
 class Runner:
@@ -197,7 +198,7 @@ class Runner:
         ledger = Ledger(self._folder.ledger, least.ledger)
         stack.callback(ledger.close)
         transform = Transform(work, make_people(options.users, options.users_file, options.default_user))
-        pieces = Parser(work).parts(least.after if least.part else START)
+        pieces = Parser(work, part_rows=self._home.part_rows).parts(least.after if least.part else START)
         stack.enter_context(_without_gc())
         for number, piece in enumerate(self._parsed(pieces), start=least.part + 1):
             batch = batch_name(self._run.id, number)
@@ -248,21 +249,30 @@ class Runner:
         self._look_at_gate(going_on=False)
         result = self._result(manifest, sinks[0].digest())
         if self._home.proof is None:
-            return self._dry(validator)
+            return self._unproven(sinks[0], validator, result.digest)
         self._tell(PROVE, 0)
         proven = self._home.proof.conclude(result, validator)
         self._seconds[PROVE], self._seconds[REPORT] = proven.seconds, proven.report_seconds
         crash_point("migrate_reported")
         return self._summary(proven.confidence, proven.quality_score, proven.reasons, result.digest)
 
-    def _dry(self, validator: Validator) -> Summary:
-        """Return what a dry run came to: counts and rules, and no comparison, for there is nothing to compare with."""
+    def _unproven(self, sink: Sink, validator: Validator, digest: str) -> Summary:
+        """Return what a run came to whose target cannot be read back: a dry run's, and the cloud's over its API.
+
+        Counts, rules, and whether every event that was added is there; what it says there is not compared.
+        """
         validator.finish(self._counts)
         total, running = self._counts.total, validator.running
+        missing = sink.missing()
+        reasons = [] if self._counts.reconciles else ["the counts do not reconcile"]
+        if missing:
+            reasons.append(f"{missing} events that were sent are not in the target")
         confidence = replace(
-            NOT_PROVEN, reconciled=self._counts.reconciles, verdict="pass" if self._counts.reconciles else "fail"
+            NOT_PROVEN, reconciled=self._counts.reconciles and not missing, verdict="fail" if reasons else "pass"
         )
-        return self._summary(confidence, quality_score(total.source, total.rejected, running.flagged), (), "")
+        return self._summary(
+            confidence, quality_score(total.source, total.rejected, running.flagged), tuple(reasons), digest
+        )
 
     def _look_at_gate(self, *, going_on: bool) -> None:
         """Pause, ask or stop when too much was rejected; a person who accepts is not asked again in this run."""

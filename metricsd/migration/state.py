@@ -56,6 +56,8 @@ class Options(Struct, frozen=True):
     dsn_variable: str | None = None
     """Name of the environment variable with the DSN of an administrator's PostgreSQL; the DSN itself is kept nowhere."""
     tenant: str | None = None
+    user: str | None = None
+    """The tenant and the user whose history it is, in that database."""
 
 
 class Run(Struct, frozen=True):
