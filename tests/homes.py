@@ -46,8 +46,10 @@ class Home:
         self.root = root
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("METRICSD_")}
         path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-        # Nobody's own history takes part.
-        self.env |= {"METRICSD_TAIL_OLDER_HOOKS": "", "METRICSD_HOME": str(root), "PYTHONPATH": path, **settings}
+        if "HOME" not in settings:
+            # The history of whoever runs the tests takes no part.
+            self.env["METRICSD_TAIL_OLDER_HOOKS"] = ""
+        self.env |= {"METRICSD_HOME": str(root), "PYTHONPATH": path, **settings}
         self.paths: Paths = find_paths(self.env)
         self.processes: list[subprocess.Popen[str]] = []
 

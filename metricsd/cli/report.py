@@ -1,4 +1,4 @@
-"""`report`: what was done by day, week, tool, project or session, read from totals.
+"""`report`: what was done by day, week, tool, project or session, and tokens by model, read from totals.
 
 Days are the user's local days and the output says in which time zone. Retracted imports and deleted sessions do not
 count; calls that arrived added up do.
@@ -19,17 +19,18 @@ from metricsd.cli.spans import parse_span
 from metricsd.cli.table import Row, clean, duration_text, percent_text, text_table, write_csv, write_json
 from metricsd.config import find_paths
 from metricsd.errors import EXIT_OK, UsageError
-from metricsd.store import session_totals
+from metricsd.store import session_totals, token_totals
 from metricsd.store.calendar import date_of
 from metricsd.store.summary import ALL_DAYS, DAY_MAX, Summary, reading
 from metricsd.totals import SessionTotal
 
-KINDS = ("daily", "weekly", "tools", "projects", "sessions")
+KINDS = ("daily", "weekly", "tools", "projects", "sessions", "tokens")
 ALL = "all"
 _US_PER_S = 1_000_000
 _SPAN_DAYS_MAX = 36_500
 _PERIOD_HEADERS = ("events", "sessions", "prompts", "calls", "failed", "p50", "p95", "lines +", "lines -")
 _USE_HEADERS = ("calls", "share", "failed", "mean", "p50", "p95", "lines +", "lines -")
+_TOKEN_HEADERS = ("day", "model", "requests", "input", "output", "cache write", "cache read")
 _SESSION_HEADERS = ("id", "project", "began", "length", "calls", "failed", "lines +", "lines -", "score")
 
 
@@ -54,7 +55,7 @@ class Report(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array; fields are only added.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 def report(kind: str, since: str, as_json: bool, as_csv: bool) -> int:
-    """Report by day (`daily`), week, tool, project or session; days are local, the newest last."""
+    """Report by day (`daily`), week, tool, project or session, or tokens; days are local, the newest last."""
     if as_json and as_csv:
         raise UsageError("--json and --csv: give one of them")
     paths = find_paths()
@@ -168,6 +169,13 @@ def _of_uses(title: str, uses: Sequence[tools.Use]) -> Report:
     return Report(documents, (title, *tools.Use._fields[1:]), (title, *_USE_HEADERS), texts)
 
 
+def _tokens(summary: Summary, days: tuple[int, int], _: Names) -> Report:
+    found = token_totals.read(summary, days)
+    documents = [{**one._asdict(), "day": str(date_of(one.day))} for one in found]
+    texts = [(str(date_of(one.day)), one.model or "-", *(f"{number:,}" for number in one[2:])) for one in found]
+    return Report(documents, token_totals.TokenDay._fields, _TOKEN_HEADERS, texts, left=2)
+
+
 def _sessions(summary: Summary, days: tuple[int, int], names: Names) -> Report:
     since_us = 0 if days == ALL_DAYS else summary.days.start_us(days[0])
     found = session_totals.read(summary, address=names.address)
@@ -225,7 +233,14 @@ def _session_texts(found: Iterable[SessionTotal], usual: baseline.Baseline) -> I
         )
 
 
-_MAKERS = {"daily": _daily, "weekly": _weekly, "tools": _tools, "projects": _projects, "sessions": _sessions}
+_MAKERS = {
+    "daily": _daily,
+    "weekly": _weekly,
+    "tools": _tools,
+    "projects": _projects,
+    "sessions": _sessions,
+    "tokens": _tokens,
+}
 _PERIOD_COLUMNS = periods.Period._fields[1:]
 _SESSION_COLUMNS = (
     "id", "app", "project", "branch", "model", "started_at", "last_at", "ended_at", "end_reason", "duration_s",

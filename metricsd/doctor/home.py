@@ -10,6 +10,7 @@ from pathlib import Path
 from metricsd.disk import floor_bytes, measure
 from metricsd.doctor.finding import Facts, Finding, Repair, fail, not_used, ok, size_text, warn
 from metricsd.filesystem import NETWORK, is_shared, kind_of
+from metricsd.growing import folders_of, place_of
 from metricsd.spool import captures_folder
 
 OLD_CAPTURE_S = 60.0
@@ -95,6 +96,15 @@ def _shared_files(facts: Facts) -> Iterator[Finding]:
     for source in facts.config.tail.sources:
         if not Path(source).expanduser().exists():
             yield warn("sources", f"{source} does not exist", "create it, or take it out of tail.sources")
+    for folder in folders_of(map(place_of, facts.config.tail.older_hooks)):
+        try:
+            os.scandir(folder).close()
+        except PermissionError:
+            says = f"{folder} of the older hooks cannot be read, and what they write into it is not taken in"
+            yield warn("older hooks", says, "give yourself permission, or take it out of tail.older_hooks")
+        except OSError:
+            # They are not used here.
+            continue
 
 
 def _disk(facts: Facts) -> Finding:

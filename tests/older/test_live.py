@@ -23,7 +23,6 @@ SESSIONS, CALLS = 4, 25
 def home(tmp_path: Path) -> Iterator[Home]:
     """A home whose person has the two default folders; nothing is configured."""
     made = Home(tmp_path / "metricsd", HOME=str(tmp_path / "person"))
-    made.env.pop("METRICSD_TAIL_OLDER_HOOKS", None)
     yield made
     made.close()
 
