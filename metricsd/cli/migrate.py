@@ -20,7 +20,9 @@ from metricsd.config import Paths, find_paths
 from metricsd.errors import EXIT_OK, UsageError
 
 _COMMANDS = {
+    "report": "metricsd.cli.migrate_report:report",
     "run": "metricsd.cli.migrate_run:run",
+    "verify": "metricsd.cli.migrate_report:verify",
 }
 _SIZE_STEP = 1024
 

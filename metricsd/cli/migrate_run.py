@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from metricsd.config import Sync
     from metricsd.migration.load_cloud import Cloud, Connection
     from metricsd.migration.model import Sink, Summary
-    from metricsd.migration.state import Options, RunFolder
+    from metricsd.migration.runner import Runner
+    from metricsd.migration.state import Options, Run, RunFolder
     from metricsd.migration.work import Work
     from metricsd.store.connection import Store
     from metricsd.store.quarantine import Reject
@@ -113,7 +114,7 @@ def run(
         )  # fmt: skip
         folder = state.create(paths, options, SystemClock().now_us())
     summary = _work(paths, config, folder, accept_rejects=accept_rejects, as_json=as_json)
-    _print(summary, as_json)
+    print_summary(summary, as_json)
     return EXIT_OK if summary.ok else EXIT_FAILED
 
 
@@ -122,8 +123,6 @@ def _work(paths: Paths, config: Config, folder: RunFolder, *, accept_rejects: bo
     from msgspec.structs import replace
 
     from metricsd.logs import log_to_terminal
-    from metricsd.migration.proving import RunProof
-    from metricsd.migration.runner import Home, Runner
     from metricsd.migration.state import RunState
 
     log_to_terminal("error")
@@ -135,17 +134,7 @@ def _work(paths: Paths, config: Config, folder: RunFolder, *, accept_rejects: bo
             )
         if accept_rejects:
             found = replace(found, options=replace(found.options, accept_rejects=True))
-
-        def sinks(work: Work) -> Sequence[Sink]:
-            return _sinks(paths, config, folder, found.options, work)
-
-        def accept(rejected: int, source: int) -> bool:
-            teller.pause()
-            return _asks(as_json) and click.confirm(f"{rejected} of {source} entries are rejected. Go on?", err=True)
-
-        is_read_back = STORE in found.options.to and not found.options.dry_run
-        proof = RunProof(folder, paths.store) if is_read_back else None
-        runner = Runner(folder, found, Home(SystemClock(), sinks, proof, teller.tell, accept))
+        runner = make_runner(paths, config, (folder, found), teller, asks=_asks(as_json))
         try:
             summary = runner.go()
         except MigrationPaused as paused:
@@ -161,6 +150,25 @@ def _work(paths: Paths, config: Config, folder: RunFolder, *, accept_rejects: bo
         with contextlib.suppress(MetricsdError):
             control.call(paths.state_dir, "edited", timeout_s=NOTICE_TIMEOUT_S)
     return summary
+
+
+def make_runner(paths: Paths, config: Config, run: tuple[RunFolder, Run], teller: Teller, *, asks: bool) -> Runner:
+    """Return what works on a run of this home. Its folder is locked by the caller; `asks` says that somebody can answer."""
+    from metricsd.migration import proving
+    from metricsd.migration.runner import Home, Runner
+
+    folder, found = run
+
+    def sinks(work: Work) -> Sequence[Sink]:
+        return _sinks(paths, config, folder, found.options, work)
+
+    def accept(rejected: int, source: int) -> bool:
+        teller.pause()
+        return asks and click.confirm(f"{rejected} of {source} entries are rejected. Go on?", err=True)
+
+    is_read_back = STORE in found.options.to and not found.options.dry_run
+    proof = proving.RunProof(folder, paths.store) if is_read_back else None
+    return Runner(folder, found, Home(SystemClock(), sinks, proof, teller.tell, accept))
 
 
 def _sinks(paths: Paths, config: Config, folder: RunFolder, options: Options, work: Work) -> list[Sink]:
@@ -261,7 +269,7 @@ def _asks(as_json: bool) -> bool:
     return not as_json and sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _print(summary: Summary, as_json: bool) -> None:
+def print_summary(summary: Summary, as_json: bool) -> None:
     import msgspec
 
     if as_json:

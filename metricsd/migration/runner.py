@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from metricsd.clock import Clock
 from metricsd.crash import crash_point
-from metricsd.errors import MetricsdError, MigrationPaused, StoreReplaced, StoreUnavailable
+from metricsd.errors import MetricsdError, MigrationPaused, StoreReplaced, StoreUnavailable, UsageError
 from metricsd.migration.custom_rules import CustomRules
 from metricsd.migration.discover import common_root
 from metricsd.migration.ledger import Ledger, read_ledger
@@ -45,7 +45,7 @@ from metricsd.migration.model import (
     Summary,
     batch_name,
 )
-from metricsd.migration.parse import PART_ROWS, START, Parser, Piece, check_unchanged
+from metricsd.migration.parse import DONE, PART_ROWS, START, Parser, Piece, check_unchanged
 from metricsd.migration.people import make_people
 from metricsd.migration.state import Run, RunFolder, RunState
 from metricsd.migration.survey import survey
@@ -155,14 +155,38 @@ class Runner:
         self._note(state, summary.reason)
         return summary
 
+    def verify(self) -> Summary:
+        """Compare source and target again, as they are now, write the report anew, and return what it came to.
+
+        Raises UsageError for a run that has not stored everything, SourceChanged where the source is not what it was.
+        """
+        with ExitStack() as stack:
+            work = self._opened(stack)
+            if not work.is_surveyed:
+                raise UsageError(f"migration {self._run.id} has not read its source: `metricsd migrate run --resume`")
+            check_unchanged(work)
+            manifest, validator, sinks = self._begun(stack, work)
+            held = sinks[0].progress()
+            if held.after.stage != DONE:
+                raise UsageError(f"migration {self._run.id} has not stored everything: `metricsd migrate run --resume`")
+            self._counts = held.counts
+            validator.restore(held.rules)
+            summary = self._concluded(manifest, sinks, validator)
+        state = self._run.state
+        if state is not RunState.ROLLED_BACK:
+            state = RunState.DONE if summary.ok else RunState.FAILED
+        summary = replace(summary, state=state.value)
+        self._run = replace(self._run, summary=summary)
+        self._note(state, summary.reason)
+        return summary
+
     def unfinished(self, reason: str) -> Summary:
         """Return the summary of a run that did not come to its end."""
         return self._summary(NOT_PROVEN, 0.0, (reason,), "")
 
     def _go(self, stack: ExitStack) -> Summary:
         options = self._run.options
-        work = Work(self._folder.work)
-        stack.callback(work.close)
+        work = self._opened(stack)
         is_resumed = work.is_surveyed
         with self._timed(SURVEY):
             survey(work, [Path(source) for source in options.sources], progress=self._surveyed)
@@ -171,6 +195,20 @@ class Runner:
         crash_point("migrate_surveyed")
         if is_resumed:
             check_unchanged(work)
+        manifest, validator, sinks = self._begun(stack, work)
+        self._total, self._read = totals["bytes"], 0
+        self._load(stack, work, sinks, validator)
+        crash_point("migrate_loaded")
+        return self._conclude(manifest, sinks, validator)
+
+    def _opened(self, stack: ExitStack) -> Work:
+        work = Work(self._folder.work)
+        stack.callback(work.close)
+        return work
+
+    def _begun(self, stack: ExitStack, work: Work) -> tuple[Manifest, Validator, Sequence[Sink]]:
+        """Return the source, the rules and the targets, and begin the second reading."""
+        options = self._run.options
         manifest = Manifest(str(common_root([Path(source) for source in options.sources])), Files(work))
         if self._home.proof is not None:
             stack.callback(self._home.proof.close)
@@ -183,10 +221,7 @@ class Runner:
         sinks = self._home.sinks(work)
         for sink in sinks:
             stack.callback(sink.close)
-        self._total, self._read = totals["bytes"], 0
-        self._load(stack, work, sinks, validator)
-        crash_point("migrate_loaded")
-        return self._conclude(manifest, sinks, validator)
+        return manifest, validator, sinks
 
     def _load(self, stack: ExitStack, work: Work, sinks: Sequence[Sink], validator: Validator) -> None:
         options = self._run.options
@@ -247,6 +282,9 @@ class Runner:
     def _conclude(self, manifest: Manifest, sinks: Sequence[Sink], validator: Validator) -> Summary:
         """Look at the whole, compare, report."""
         self._look_at_gate(going_on=False)
+        return self._concluded(manifest, sinks, validator)
+
+    def _concluded(self, manifest: Manifest, sinks: Sequence[Sink], validator: Validator) -> Summary:
         result = self._result(manifest, sinks[0].digest())
         if self._home.proof is None:
             return self._unproven(sinks[0], validator, result.digest)

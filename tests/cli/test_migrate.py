@@ -110,7 +110,11 @@ def test_a_run_ends_with_its_summary_and_a_second_one_adds_nothing(
     assert [(row["loaded"], row["verdict"]) for row in rows] == [(0, "fail"), (60, "pass")]
     code, lines = metricsd(capsys, "status", summary["migration_id"], "--json")
     assert code == 0 and json.loads(lines[0])["tool_events"]["loaded"] == 54
-    with pytest.raises(Exception, match="is done"):
+    code, lines = metricsd(capsys, "report", summary["migration_id"])
+    assert code == 0 and lines[0].startswith("PASS") and any("report.html" in line for line in lines)
+    code, lines = metricsd(capsys, "report", summary["migration_id"], "--json")
+    assert json.loads("".join(lines))["confidence"]["verdict"] == "pass"
+    with pytest.raises(UsageError, match="is done"):
         run_command(["migrate", "run", "--resume", summary["migration_id"]])
 
 
@@ -126,6 +130,10 @@ def test_more_than_one_percent_waits_until_somebody_accepts(
     assert "--accept-rejects" in paused["reason"] and paused["confidence"]["verdict"] == "fail"
     code, lines = metricsd(capsys, "status", "--json")
     assert (code, json.loads(lines[0])["state"]) == (1, "paused")
+    code, lines = metricsd(capsys, "report", paused["migration_id"])
+    assert code == 1 and "bad_json" in "".join(lines) and any("tool-metrics.jsonl:98" in line for line in lines)
+    code, lines = metricsd(capsys, "report", paused["migration_id"], "--rejects", "--json")
+    assert [row["line"] for row in json.loads("".join(lines))] == list(range(981, 1001))
     code, lines = metricsd(capsys, "run", "--resume", paused["migration_id"], "--accept-rejects", "--json")
     summary = summary_of(lines)
     assert (summary["tool_events"]["rejected"], summary["quarantined"], summary["tool_events"]["loaded"]) == (
@@ -135,6 +143,22 @@ def test_more_than_one_percent_waits_until_somebody_accepts(
     )
     assert (summary["confidence"]["reconciled"], summary["confidence"]["accuracy_lb"]) == (True, 1)
     assert "faults put in on purpose" in summary["reason"] and ";" not in summary["reason"]
+
+
+@pytest.mark.usefixtures("few_faults")
+def test_verifying_sees_what_happened_to_the_target_since(home: Paths, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal while nothing happened; an event that somebody took out of the store is one missing row, and is named."""
+    _, lines = metricsd(capsys, "run", str(SIX), "--json")
+    run = summary_of(lines)["migration_id"]
+    _, lines = metricsd(capsys, "verify", run, "--json")
+    assert (summary_of(lines)["confidence"]["accuracy_lb"], summary_of(lines)["tool_events"]["loaded"]) == (1, 54)
+    with closing(sqlite3.connect(home.store)) as db:
+        db.execute("DELETE FROM event WHERE pos = (SELECT max(pos) FROM event)")
+        db.commit()
+    code, lines = metricsd(capsys, "verify", run, "--json")
+    found = summary_of(lines)
+    assert (code, found["ok"], found["confidence"]["verdict"]) == (1, False, "fail")
+    assert found["confidence"]["accuracy_lb"] < 1 and "missing" in found["reason"]
 
 
 @pytest.mark.usefixtures("few_faults")
@@ -179,6 +203,8 @@ def test_wrong_options_are_usage_errors(home: Paths, tmp_path: Path) -> None:
         ["run", "--resume", "m1"],
         ["run", str(SIX), "--dsn-from", "DSN"],
         ["status", "m1"],
+        ["report", "m1"],
+        ["verify", "m1"],
         ["status"],
     ):
         with pytest.raises(Exception) as refused:
