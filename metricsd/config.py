@@ -167,7 +167,7 @@ _SECTIONS: dict[str, type[Any]] = {
 RULES: dict[str, Rule] = {
     "tail.watch_step_ms": Rule(
         "milliseconds",
-        "how often the file watcher's thread wakes; lower shows events sooner and costs more CPU",
+        "how long file events are collected before a look; lower shows events sooner and costs more CPU under load",
         1,
         1000,
     ),

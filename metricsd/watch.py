@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 import structlog
-import watchfiles
 
-from metricsd import spool
+from metricsd import inotify, spool
 from metricsd.config import Tail as Settings
 from metricsd.errors import MetricsdError
 from metricsd.growing import folders_of, place_of
@@ -35,6 +35,7 @@ REMOTE = frozenset(
 log = structlog.get_logger("tail")
 
 _Watched = tuple[tuple[str, int, int], ...]
+_Events = Callable[[list[str], Settings, asyncio.Event], AsyncGenerator[None, None]]
 
 
 class _Ending(asyncio.Event):
@@ -52,10 +53,12 @@ class _Ending(asyncio.Event):
 class Watcher:
     """Wakes the tail of one home."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, events: _Events | None = None) -> None:
+        """`events` is how the system tells changes; None takes the way of this platform."""
         self._folder = folder
         self._settings = settings
         self._failed = False
+        self._events = events or (by_inotify if sys.platform == "linux" else by_watchfiles)
 
     async def wakes(self, stop: asyncio.Event) -> AsyncIterator[None]:
         """Yield once for every reason to look, until `stop` is set."""
@@ -67,10 +70,11 @@ class Watcher:
                 await _pause(stop, min(POLL_S, self._settings.rescan_s))
                 continue
             try:
-                async with contextlib.aclosing(self._events(watched, stop)) as events:
+                folders = [path for path, _, _ in watched]
+                async with contextlib.aclosing(self._events(folders, self._settings, stop)) as events:
                     async for _ in events:
                         yield
-                        if self._is_stale(watched):
+                        if stop.is_set() or self._is_stale(watched):
                             # A folder appeared, went or was replaced: watch what is there now.
                             break
                 self._failed = False
@@ -91,35 +95,6 @@ class Watcher:
         """Return whether there are other folders now than those; the spool is made again first."""
         self._restore_spool()
         return self._watched() != watched
-
-    async def _events(self, watched: _Watched, stop: asyncio.Event) -> AsyncGenerator[None, None]:
-        """Yield for file events and rescans, and once soon after the watch has begun."""
-        changes = watchfiles.awatch(
-            *(path for path, _, _ in watched),
-            watch_filter=None,
-            debounce=self._settings.watch_step_ms,
-            step=self._settings.watch_step_ms,
-            rust_timeout=int(self._settings.rescan_s * 1000),
-            yield_on_timeout=True,
-            recursive=False,
-            stop_event=_Ending(stop),
-        )
-        async with contextlib.aclosing(changes):
-            first = asyncio.ensure_future(anext(changes, None))
-            try:
-                await asyncio.wait({first}, timeout=START_LOOK_S)
-                if not first.done():
-                    yield
-                if await first is None:
-                    return
-            finally:
-                if not first.done():
-                    first.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await first
-            yield
-            async for _ in changes:
-                yield
 
     def _watched(self) -> _Watched:
         """Return the folders that exist and can be watched, each with its device and inode."""
@@ -148,6 +123,47 @@ class Watcher:
         if not (self._folder / "new").is_dir():
             with contextlib.suppress(MetricsdError):
                 spool.ensure_spool(self._folder)
+
+
+async def by_inotify(folders: list[str], settings: Settings, stop: asyncio.Event) -> AsyncGenerator[None, None]:
+    """Yield for file events and rescans, and once when the watch has begun. Ends with its consumer."""
+    del stop
+    looks = inotify.reasons_to_look(folders, collect_s=settings.watch_step_ms / 1000, rescan_s=settings.rescan_s)
+    async with contextlib.aclosing(looks):
+        async for _ in looks:
+            yield
+
+
+async def by_watchfiles(folders: list[str], settings: Settings, stop: asyncio.Event) -> AsyncGenerator[None, None]:
+    """Yield for file events and rescans, and once soon after the watch has begun: where there is no inotify."""
+    import watchfiles
+
+    changes = watchfiles.awatch(
+        *folders,
+        watch_filter=None,
+        debounce=settings.watch_step_ms,
+        step=settings.watch_step_ms,
+        rust_timeout=int(settings.rescan_s * 1000),
+        yield_on_timeout=True,
+        recursive=False,
+        stop_event=_Ending(stop),
+    )
+    async with contextlib.aclosing(changes):
+        first = asyncio.ensure_future(anext(changes, None))
+        try:
+            await asyncio.wait({first}, timeout=START_LOOK_S)
+            if not first.done():
+                yield
+            if await first is None:
+                return
+        finally:
+            if not first.done():
+                first.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await first
+        yield
+        async for _ in changes:
+            yield
 
 
 def is_remote(kind: str) -> bool:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
+import re
 import resource
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import watchfiles
 
 from metricsd.config import Tail as Settings
+from metricsd.inotify import Inotify, reasons_to_look
 from metricsd.spool import ensure_spool
-from metricsd.watch import Watcher, filesystem_of, is_remote
+from metricsd.watch import Watcher, by_inotify, by_watchfiles, filesystem_of, is_remote
 from tests.e2e.support import homes, shared_line, wait_for
 
 MOUNTINFO = """\
@@ -57,36 +62,102 @@ async def looks(watcher: Watcher, stop: asyncio.Event, count: int) -> int:
     return seen
 
 
+SOURCES = [
+    pytest.param(by_inotify, marks=pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")),
+    pytest.param(by_watchfiles),
+]
+both_sources = pytest.mark.parametrize("events", SOURCES)
+
+
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), OSError(24, "Too many open files")])
-async def test_a_watcher_that_cannot_be_made_is_replaced_by_polling(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError
-) -> None:
+async def test_a_watcher_that_cannot_be_made_is_replaced_by_polling(tmp_path: Path, fault: OSError) -> None:
     """Out of inotify watches or instances: the tail goes on, and events are tried again later."""
 
-    async def failing(*_: Any, **__: Any) -> AsyncIterator[set[Any]]:
+    async def failing(*_: Any) -> AsyncGenerator[None, None]:
         for error in (fault,):
             raise error
-        yield set()
+        yield
 
     ensure_spool(tmp_path)
-    monkeypatch.setattr(watchfiles, "awatch", failing)
-    assert await looks(Watcher(tmp_path, Settings(rescan_s=0.05)), asyncio.Event(), 5) >= 5
+    assert await looks(Watcher(tmp_path, Settings(rescan_s=0.05), failing), asyncio.Event(), 5) >= 5
 
 
-async def test_an_event_queue_that_lost_everything_is_made_good_by_the_rescan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_what_cannot_be_watched_is_an_error_that_names_it_and_keeps_nothing_open(tmp_path: Path) -> None:
+    """A folder that is gone, one that is none, and no descriptor left."""
+    before = set(os.listdir("/proc/self/fd"))
+    (tmp_path / "file").touch()
+    for place, number in ((tmp_path / "gone", errno.ENOENT), (tmp_path / "file", errno.ENOTDIR)):
+        with pytest.raises(OSError, match=re.escape(str(place))) as caught:
+            Inotify([str(tmp_path), str(place)])
+        assert caught.value.errno == number
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Inotify([str(tmp_path)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@both_sources
+async def test_an_event_is_a_look_long_before_the_rescan(tmp_path: Path, events: Any) -> None:
+    """An append, a new file, a file moved in, and another one while the one before is still looked at."""
+    ensure_spool(tmp_path)
+    (tmp_path / "events.jsonl").touch()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "moved").touch()
+    happenings: list[Callable[[], object]] = [
+        lambda: write(tmp_path, 1),
+        lambda: (tmp_path / "new" / "a").write_text("a"),
+        lambda: (tmp_path / "outside" / "moved").rename(tmp_path / "new" / "moved"),
+        lambda: write(tmp_path, 2),
+    ]
+    stop = asyncio.Event()
+    async with asyncio.timeout(20):
+        seen = 0
+        async for _ in Watcher(tmp_path, Settings(rescan_s=300, watch_step_ms=1), events).wakes(stop):
+            seen += 1
+            # The first two come with the start.
+            if seen >= 2 and happenings:
+                happenings.pop(0)()
+            elif seen >= 2:
+                stop.set()
+                write(tmp_path, 3)
+
+
+@both_sources
+async def test_an_event_queue_that_lost_everything_is_made_good_by_the_rescan(tmp_path: Path, events: Any) -> None:
     """Overflow, or a file system without events: looks come all the same."""
-    real = watchfiles.awatch
-
-    async def deaf(*paths: Any, **options: Any) -> AsyncIterator[set[Any]]:
-        async for changes in real(*paths, **options):
-            if not changes:
-                yield set()
-
     ensure_spool(tmp_path)
-    monkeypatch.setattr(watchfiles, "awatch", deaf)
-    assert await looks(Watcher(tmp_path, Settings(rescan_s=0.1)), asyncio.Event(), 4) >= 4
+
+    def deaf(_: list[str], settings: Settings, stop: asyncio.Event) -> Any:
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        return events([str(tmp_path / "elsewhere")], settings, stop)
+
+    assert await looks(Watcher(tmp_path, Settings(rescan_s=0.1), deaf), asyncio.Event(), 4) >= 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+async def test_a_queue_that_overflowed_is_a_look_and_the_next_event_is_heard(tmp_path: Path) -> None:
+    """More events than the kernel keeps, while nobody listens; then one more."""
+    queued = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    if queued > 100_000:
+        pytest.skip("this system keeps so many events that an overflow is NOT tested here")
+    files = [(tmp_path / name).open("ab", buffering=0) for name in "ab"]
+    looking = reasons_to_look([str(tmp_path)], collect_s=0.0, rescan_s=300.0)
+    async with asyncio.timeout(60), contextlib.aclosing(looking):
+        await anext(looking)
+        for _ in range(queued // 2 + 1):
+            # The kernel joins an event with an equal one before it.
+            for file in files:
+                file.write(b"x")
+        await anext(looking)
+        files[0].write(b"x")
+        await anext(looking)
+    for file in files:
+        file.close()
 
 
 async def test_a_spool_that_cannot_be_made_again_at_once_is_made_later(tmp_path: Path) -> None:
@@ -109,14 +180,16 @@ async def test_a_spool_that_cannot_be_made_again_at_once_is_made_later(tmp_path:
     assert (folder / "new").is_dir()
 
 
-async def test_a_watch_that_is_replaced_does_not_stop_the_daemon(tmp_path: Path) -> None:
+@both_sources
+async def test_a_watch_that_is_replaced_does_not_stop_the_daemon(tmp_path: Path, events: Any) -> None:
     """watchfiles sets the event it was given when it is closed; that must never be the daemon's own."""
     later = tmp_path / "not" / "there" / "yet"
     ensure_spool(tmp_path / "spool")
     stop = asyncio.Event()
     async with asyncio.timeout(20):
         seen = 0
-        async for _ in Watcher(tmp_path / "spool", Settings(rescan_s=0.5, sources=(str(later),))).wakes(stop):
+        settings = Settings(rescan_s=0.5, sources=(str(later),))
+        async for _ in Watcher(tmp_path / "spool", settings, events).wakes(stop):
             assert not stop.is_set()
             seen += 1
             if seen == 2:
@@ -128,14 +201,13 @@ async def test_a_watch_that_is_replaced_does_not_stop_the_daemon(tmp_path: Path)
     assert not stop.is_set()
 
 
-async def test_polling_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_polling_can_be_chosen(tmp_path: Path) -> None:
     """Then no event is asked for."""
 
-    def forbidden(*_: Any, **__: Any) -> None:
+    def forbidden(*_: Any) -> Any:
         raise AssertionError("events were asked for")
 
-    monkeypatch.setattr(watchfiles, "awatch", forbidden)
-    assert await looks(Watcher(tmp_path, Settings(watch="poll", rescan_s=0.05)), asyncio.Event(), 4) >= 4
+    assert await looks(Watcher(tmp_path, Settings(watch="poll", rescan_s=0.05), forbidden), asyncio.Event(), 4) >= 4
 
 
 def write(folder: Path, number: int, name: str = "events.jsonl") -> None:
