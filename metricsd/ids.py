@@ -70,7 +70,7 @@ def line_id(fact: bytes, at_ms: int, occurrence: int) -> EventId:
     laptop gives the same ids.
     """
     digest = blake2b(fact + occurrence.to_bytes(4, "big"), digest_size=_HASH_BYTES).digest()
-    return _layout(min(max(at_ms, 0), _PREFIX_MS_MAX), digest)
+    return _layout(at_ms if 0 <= at_ms <= _PREFIX_MS_MAX else min(max(at_ms, 0), _PREFIX_MS_MAX), digest)
 
 
 def line_fact(

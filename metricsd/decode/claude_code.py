@@ -297,8 +297,7 @@ def _text_bytes(raw: Raw) -> int | None:
 
 
 def _read_extra(extra: dict[str, int | str], payload: Payload) -> None:
-    agent_id = opaque_id(payload.agent_id)
-    if agent_id is not None:
+    if payload.agent_id and (agent_id := opaque_id(payload.agent_id)) is not None:
         extra["agent_id"] = agent_id
     mode = payload.permission_mode
     # The default mode is not kept: it would be a third of all bytes of the store.

@@ -26,6 +26,8 @@ FIELDS = TIMES + TEXTS + NUMBERS
 INFERRED = "inferred"
 """end_reason of a session whose end was never seen."""
 _NUMBER_MAX = 2**63 - 1
+# Looking a member of an enum up costs as much as counting.
+_ENDED, _TOOL_USED = Kind.SESSION_ENDED.value, Kind.TOOL_USED.value
 
 _PLUS = ", ".join(f"{name} = {name} + excluded.{name}" for name in NUMBERS)
 _ADD = f"""
@@ -76,7 +78,7 @@ class Tally:
         numbers[0] += 1
         if self.started_at is None or at < self.started_at:
             self.started_at = at
-        if kind == Kind.SESSION_ENDED:
+        if kind == _ENDED:
             if self.end_at is None or at >= self.end_at:
                 self.end_at, self.end_reason = at, e.reason
         elif at > self.last_at:
@@ -85,13 +87,17 @@ class Tally:
             self.project = e.project
         if e.branch is not None:
             self.branch = e.branch
-        if kind == Kind.TOOL_USED:
+        if kind == _TOOL_USED:
             numbers[5] += 1
             if e.outcome != "ok":
                 numbers[6] += 1
-            numbers[7] += min(e.duration_ms or 0, COUNTED_MAX)
-            numbers[8] += min(e.lines_added or 0, COUNTED_MAX)
-            numbers[9] += min(e.lines_removed or 0, COUNTED_MAX)
+            ms, added, removed = e.duration_ms, e.lines_added, e.lines_removed
+            if ms:
+                numbers[7] += ms if ms < COUNTED_MAX else COUNTED_MAX
+            if added:
+                numbers[8] += added if added < COUNTED_MAX else COUNTED_MAX
+            if removed:
+                numbers[9] += removed if removed < COUNTED_MAX else COUNTED_MAX
         else:
             if e.model is not None:
                 self.model = e.model

@@ -6,8 +6,8 @@ own calls in memory and is rebuilt from the table after a start or a rollback; a
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import islice
 
 from metricsd.ids import EventId
 from metricsd.store import events
@@ -23,7 +23,7 @@ class RecentCalls:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen: OrderedDict[CallKey, EventId] = OrderedDict()
+        self._seen: dict[CallKey, EventId] = {}
         self._expected: dict[CallKey, EventId] = {}
         self._stale = True
 
@@ -38,7 +38,7 @@ class RecentCalls:
 
     def _rebuild(self) -> None:
         self._stale = False
-        self._seen = OrderedDict(self._expected)
+        self._seen = dict(self._expected)
         for _, event_id, event in reversed(events.read_newest(self._store, WINDOW_CALLS)):
             if event.call is not None:
                 self._seen[(event.app, event.session, event.call, event.name)] = event_id
@@ -59,6 +59,8 @@ class RecentCalls:
                 elif first != event_id:
                     continue
             kept.append(item)
-        while len(seen) > WINDOW_CALLS + len(self._expected):
-            seen.popitem(last=False)
+        excess = len(seen) - WINDOW_CALLS - len(self._expected)
+        if excess > 0:
+            # The oldest go, all at once: one after the other costs as much as looking them up.
+            self._seen = dict(islice(seen.items(), excess, None))
         return kept
