@@ -17,6 +17,7 @@ from tests.fault_proxy import FaultProxy
 
 KILLS = 100
 KILLS_WITH_CLOUD = 25
+WRITERS = 4
 
 
 def grew(home: Home, before: int) -> bool:
@@ -58,7 +59,7 @@ def differences(found: list[int], wanted: list[int]) -> str:
 def test_a_hundred_kills_lose_nothing_and_double_nothing_in_the_store(tmp_path: Path) -> None:
     """Four processes write captures and append to a shared file all the while."""
     with homes(tmp_path, "one") as (home,):
-        writers = Writers(home, 4)
+        writers = Writers(home, WRITERS)
         try:
             lives = kill_often(home, KILLS, seed=1)
             wanted = writers.finish()
@@ -74,8 +75,9 @@ def test_a_hundred_kills_lose_nothing_and_double_nothing_in_the_store(tmp_path: 
         assert lives >= KILLS / 2, "most kills must hit a daemon at work, or this test proves nothing"
 
 
-@pytest.mark.timeout(300)
-def test_kills_and_a_lossy_network_lose_nothing_in_the_cloud_and_on_a_second_device(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kills", [KILLS_WITH_CLOUD, pytest.param(KILLS, marks=pytest.mark.soak)])
+def test_kills_and_a_lossy_network_lose_nothing_in_the_cloud_and_on_a_second_device(tmp_path: Path, kills: int) -> None:
     """A proxy cuts requests, loses answers after the commit and cuts answers, while the daemon is killed."""
     with homes(
         tmp_path, "cloud", "one", "two", sync_interval_s=0.2, sync_backoff_max_s=0.2, sync_request_timeout_s=5
@@ -91,9 +93,9 @@ def test_kills_and_a_lossy_network_lose_nothing_in_the_cloud_and_on_a_second_dev
                 lambda: one.run("login", url, "--token-stdin", stdin=token, check=False).returncode == 0,
                 "device one is in",
             )
-            writers = Writers(one, 2)
+            writers = Writers(one, WRITERS)
             try:
-                kill_often(one, KILLS_WITH_CLOUD, seed=3)
+                kill_often(one, kills, seed=3)
                 wanted = writers.finish()
             finally:
                 writers.abandon()
