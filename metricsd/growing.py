@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import NamedTuple
@@ -29,6 +29,7 @@ OLDER_FOLDERS = ("sessions", "tool_metrics")
 """Folders of the older hooks' documents, below their root."""
 COPIES_OPENED_MAX = 64
 """Files of a folder that are compared by content, newest first, when a truncated file's copy is looked for."""
+_ROTATED = "#"
 _PACKED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".zip")
 
 
@@ -65,12 +66,36 @@ def place_of(setting: str) -> str:
 
 def fresh(path: str, found: os.stat_result, form: str) -> Checkpoint:
     """Return the checkpoint of a file of which nothing has been read; `form` says how its lines are read."""
-    return Checkpoint(path, form, found.st_dev, found.st_ino, 0, b"", 0, b"", 0, 0, b"")
+    return Checkpoint(path, form, found.st_dev, found.st_ino, 0, b"", 0, b"", 0, 0, b"", _written_us(found))
 
 
 def stamp_of(found: os.stat_result) -> tuple[int, ...]:
     """Return what changes whenever a file does, as far as its metadata can tell."""
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def rotated_place(path: str, found: os.stat_result) -> str:
+    """Return under what the checkpoint of a file that lost its name is kept.
+
+    Not under its new name: rotation goes on renaming such a file, and gives the name to the next one.
+    """
+    return f"{path}{_ROTATED}{found.st_ino}"
+
+
+def path_before(place: str) -> str:
+    """Return the path that a file had before `rotated_place`; other paths as they are."""
+    path, mark, inode = place.rpartition(_ROTATED)
+    return path if mark and inode.isdecimal() else place
+
+
+def name_of(place: str) -> str:
+    """Return a file's name, as people know it."""
+    return PurePath(path_before(place)).name
+
+
+def inode_of(found: os.stat_result) -> tuple[int, int]:
+    """Return what names a file while it exists, whatever it is called."""
+    return (found.st_dev, found.st_ino)
 
 
 def is_same_file(checkpoint: Checkpoint, found: os.stat_result) -> bool:
@@ -103,26 +128,35 @@ def open_plain(path: str) -> int:
     return handle
 
 
-def find_moved(folder: str, old: Checkpoint, taken: Iterable[str]) -> list[Found]:
+def find_moved(
+    folder: str, old: Checkpoint, is_taken: Callable[[str], bool], followed: Container[tuple[int, int]]
+) -> list[Found]:
     """Return where the file that was read under `old.path` lies now, with what was rotated after it; else nothing.
 
     It is the file with the checkpoint's inode and content, under whatever name, or else a copy of its content (as
     copytruncate makes it). Rotations of the same name that were written since then follow, because they were born
-    and rotated between two looks. Paths in `taken` are read under their own names. With nothing read yet the inode
-    alone decides, so the caller must hold the file open: then no other file can have it.
+    and rotated between two looks. Paths that are taken are read under their own names. Files in `followed`, by device
+    and inode, are no copies of this one: they are read already, whatever they are called by now. With nothing read yet
+    the inode alone decides, so the caller must hold the file open: then no other file can have it.
     """
-    known = set(taken)
-    files = [found for found in _plain_files(folder) if found.path not in known]
+    files = [found for found in _plain_files(folder) if not is_taken(found.path)]
     moved = next((found for found in files if is_same_file(old, found.status) and _opens_as(found, old)), None)
     if moved is None and old.offset:
         files.sort(key=lambda found: found.status.st_mtime_ns, reverse=True)
-        large = [found for found in files if found.status.st_size >= old.offset and found.path != old.path]
+        others = [found for found in files if found.path != old.path and inode_of(found.status) not in followed]
+        large = [found for found in others if found.status.st_size >= old.offset]
         moved = next((found for found in large[:COPIES_OPENED_MAX] if _opens_as(found, old)), None)
     if moved is None:
         return []
-    since_ns = moved.status.st_mtime_ns
-    later = [found for found in files if _is_rotation(found, old.path) and found.status.st_mtime_ns >= since_ns]
+    # Its writer may have gone on in it after it lost its name.
+    since = min(_written_us(moved.status), old.seen_at)
+    later = [found for found in files if is_rotation(found, old.path) and _written_us(found.status) >= since]
     return [moved, *(found for found in later if found is not moved)]
+
+
+def is_rotation(found: Found, path: str) -> bool:
+    """Return whether the file's name is the path's with something behind it, as logrotate names them."""
+    return found.path.startswith((f"{path}.", f"{path}-"))
 
 
 class Reader:
@@ -153,7 +187,7 @@ class Reader:
                 length = self._length_of_line()
                 if length is None:
                     return
-                name, offset = PurePath(self.checkpoint.path).name, self.checkpoint.offset
+                name, offset = name_of(self.checkpoint.path), self.checkpoint.offset
                 yield Piece(b"", length, 1, Reject(name, offset, None, "too_long", "", length))
 
     def after(self, piece: Piece, occurrences: Occurrences) -> Checkpoint:
@@ -165,6 +199,7 @@ class Reader:
         return before._replace(
             head_len=len(head), head_hash=_hash(head), mark_len=len(mark), mark_hash=_hash(mark),
             offset=offset, lines=before.lines + piece.lines, occurrences=occurrences.pack(),
+            seen_at=_written_us(os.fstat(self._handle)),
         )  # fmt: skip
 
     def rest(self, bytes_max: int) -> bytes:
@@ -228,9 +263,8 @@ def _opens_as(found: Found, old: Checkpoint) -> bool:
         os.close(handle)
 
 
-def _is_rotation(found: Found, path: str) -> bool:
-    """Return whether the file's name is the path's with something behind it, as logrotate names them."""
-    return found.path.startswith((f"{path}.", f"{path}-"))
+def _written_us(found: os.stat_result) -> int:
+    return found.st_mtime_ns // 1000
 
 
 def _hash(data: bytes) -> bytes:

@@ -214,7 +214,7 @@ class SharedFiles:
         """Follow the file that was read under `path` to where it is now. Owns `handle`, if it was kept open."""
         old = self._checkpoints.get(path)
         if handle is None:
-            if old is not None and old.offset:
+            if old is not None and (old.offset or growing.path_before(path) != path):
                 self._follow(path, old, None)
             return
         found = os.fstat(handle)
@@ -227,13 +227,22 @@ class SharedFiles:
     def _follow(self, path: str, old: Checkpoint, handle: int | None) -> None:
         """Find where a file lies that had been read up to `old`, and go on reading it there for a while."""
         forget = () if growing.follows(PurePath(path).name) else (path,)
-        taken = {*self._checkpoints, *(rotated.checkpoint.path for rotated in self._rotated)} - {path}
-        moved = growing.find_moved(os.path.dirname(path), old, taken)  # noqa: PTH120
+        # Not by their names: rotation gives the name that a file had at the last look to the next one.
+        followed = {(rotated.checkpoint.dev, rotated.checkpoint.ino) for rotated in self._rotated}
+        moved = growing.find_moved(
+            os.path.dirname(path),  # noqa: PTH120
+            old,
+            lambda place: place != path and place in self._checkpoints and growing.follows(PurePath(place).name),
+            followed,
+        )
+        if not old.offset and handle is None:
+            # Nothing of it was read before a kill, so its inode alone speaks for it, and its name has to as well.
+            moved = [found for found in moved[:1] if growing.is_rotation(found, growing.path_before(path))]
         if not moved and forget and handle is None:
             self._forget(path)
         for number, found in enumerate(moved):
-            if growing.follows(PurePath(found.path).name):
-                # It is read under that name by itself, and known by its inode.
+            if growing.follows(PurePath(found.path).name) or growing.inode_of(found.status) in followed:
+                # It is read under that name by itself, and known by its inode; or it is followed already.
                 continue
             with contextlib.suppress(OSError):
                 if number == 0 and handle is not None:
@@ -242,18 +251,19 @@ class SharedFiles:
                     opened = growing.open_plain(found.path)
                 self._rotate(path, found, old if number == 0 else None, opened, forget)
         if handle is not None:
-            self._rotated.append(_Rotated(PurePath(path).name, handle, old, False, -1, self._clock.monotonic()))
+            self._rotated.append(_Rotated(growing.name_of(path), handle, old, False, -1, self._clock.monotonic()))
 
     def _rotate(self, path: str, found: Found, old: Checkpoint | None, handle: int, forget: tuple[str, ...]) -> None:
         """Store where a rotated file is and how far it was read, before its name's next file is read."""
         status = os.fstat(handle)
-        start = growing.fresh(found.path, status, self._form.name)
+        place = growing.rotated_place(growing.path_before(path), status)
+        start = growing.fresh(place, status, self._form.name)
         if old is not None:
-            start = old._replace(path=found.path, dev=status.st_dev, ino=status.st_ino)
-        self._sink.take([], checkpoint=start, forget=[name for name in forget if name != found.path])
+            start = old._replace(path=place, dev=status.st_dev, ino=status.st_ino)
+        self._sink.take([], checkpoint=start, forget=[name for name in forget if name != place])
         self._remember(start)
-        self._settled.add(found.path)
-        self._rotated.append(_Rotated(PurePath(path).name, handle, start, True, -1, self._clock.monotonic()))
+        self._settled.add(place)
+        self._rotated.append(_Rotated(growing.name_of(path), handle, start, True, -1, self._clock.monotonic()))
 
     def _drain_rotated(self) -> Ticked:
         """Read what is still written to files that lost their names, and let go of those that stay quiet."""
@@ -327,7 +337,7 @@ class SharedFiles:
         before = reader.checkpoint
         occurrences = Occurrences(before.occurrences)
         if piece.data:
-            self._form.decode(Chunk(PurePath(before.path).name, before.offset, piece.data), occurrences, unit)
+            self._form.decode(Chunk(growing.name_of(before.path), before.offset, piece.data), occurrences, unit)
         after = reader.after(piece, occurrences)
         checkpoint = after if stored else None
         try:

@@ -28,6 +28,7 @@ PASSED, FAILED = 0, 1
 """pytest's exit codes; every other one means that it did not get as far as the test."""
 
 HISTORIES = "tests/tail/test_histories.py::test_two_thousand_random_steps_lose_nothing_and_double_nothing"
+ROTATION = "tests/tail/test_rotation.py::test_looks_between_the_steps_of_a_rotation_lose_no_generation"
 POWER_LOSS = "tests/store/test_power_loss.py::test_what_the_disk_may_hold_after_a_power_loss_has_every_event_once"
 CRASH = "tests/e2e/test_crash_points.py"
 RESTORED = "tests/sync/test_restored_store.py"
@@ -113,6 +114,27 @@ MUTANTS = (
         "    if size < checkpoint.offset:\n        return False\n    head =",
         "    if size < checkpoint.offset:\n        return True\n    head =",
         HISTORIES,
+    ),
+    Mutant(
+        "a rotated file is known by its name",
+        "metricsd/shared.py",
+        "        place = growing.rotated_place(growing.path_before(path), status)\n",
+        "        place = found.path\n",
+        ROTATION,
+    ),
+    Mutant(
+        "what was rotated unseen is looked for behind late writes",
+        "metricsd/growing.py",
+        "    since = min(_written_us(moved.status), old.seen_at)\n",
+        "    since = _written_us(moved.status)\n",
+        ROTATION,
+    ),
+    Mutant(
+        "events during a look are forgotten",
+        "metricsd/inotify.py",
+        "            events.forget()\n            yield\n",
+        "            yield\n            events.forget()\n",
+        "tests/tail/test_watch.py::test_an_event_is_a_look_long_before_the_rescan",
     ),
     Mutant(
         "text-mode reading: line ends",

@@ -12,15 +12,18 @@ from typing import NamedTuple
 
 from metricsd.store.connection import Store
 
-_COLUMNS = "path, form, dev, ino, head_len, head_hash, mark_len, mark_hash, offset, lines, occurrences"
+_COLUMNS = "path, form, dev, ino, head_len, head_hash, mark_len, mark_hash, offset, lines, occurrences, seen_at"
 _PUT = f"""
-INSERT INTO source ({_COLUMNS}, seen_at) VALUES ({", ".join("?" * 12)})
-ON CONFLICT (path) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in (_COLUMNS + ", seen_at").split(", ")[1:])}
+INSERT INTO source ({_COLUMNS}) VALUES ({", ".join("?" * 12)})
+ON CONFLICT (path) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[1:])}
 """
 
 
 class Checkpoint(NamedTuple):
-    """Progress in one file: `offset` bytes and `lines` lines are stored; hashes are 16-byte BLAKE2b."""
+    """Progress in one file: `offset` bytes and `lines` lines are stored; hashes are 16-byte BLAKE2b.
+
+    `seen_at` is when the file had been written last, in microseconds: what was rotated unseen is younger.
+    """
 
     path: str
     form: str
@@ -33,6 +36,7 @@ class Checkpoint(NamedTuple):
     offset: int
     lines: int
     occurrences: bytes
+    seen_at: int
 
 
 class Progress(NamedTuple):
@@ -47,7 +51,7 @@ class Progress(NamedTuple):
 
 def put(store: Store, checkpoint: Checkpoint) -> None:
     """Store the progress inside the caller's transaction."""
-    store.db.execute(_PUT, (*checkpoint, store.clock.now_us()))
+    store.db.execute(_PUT, checkpoint)
 
 
 def drop(store: Store, paths: Sequence[str]) -> None:

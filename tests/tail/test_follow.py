@@ -15,6 +15,7 @@ import pytest
 from metricsd import growing, shared
 from metricsd.clock import SystemClock
 from metricsd.config import Tail as Settings
+from metricsd.growing import rotated_place
 from metricsd.store import quarantine, sources
 from tests.fakes import FakeClock
 from tests.tail.conftest import Rig
@@ -138,7 +139,7 @@ def test_a_rotated_file_is_read_for_a_while_and_then_let_go(rig: Rig) -> None:
         path.rename(rig.spool / "events.jsonl.1")
         rig.shared(rig.line(1))
         assert rig.tick().added == 1
-        assert set(sources.load_all(rig.store)) == {str(path), f"{path}.1"}
+        assert set(sources.load_all(rig.store)) == {str(path), rotated_place(str(path), os.fstat(late.fileno()))}
         rig.clock.advance(rig.settings.rotated_wait_s - 1)
         late.write(rig.line(2) + b'{"torn')
         assert rig.tick().added == 1
@@ -147,7 +148,7 @@ def test_a_rotated_file_is_read_for_a_while_and_then_let_go(rig: Rig) -> None:
         rig.clock.advance(2)
         assert rig.tick() == (0, 0, 1, False)
     assert set(sources.load_all(rig.store)) == {str(path)}
-    assert rig.reasons == ["incomplete"]
+    assert [(entry.reason, entry.file) for entry in quarantine.list_open(rig.store)] == [("incomplete", path.name)]
 
 
 def test_a_rotated_file_is_read_on_after_a_kill(rig: Rig) -> None:
@@ -183,13 +184,14 @@ def test_waits_do_not_depend_on_the_wall_clock(rig: Rig) -> None:
     unfinished.write_bytes(b'{"v":1,')
     path = rig.shared(rig.line(0))
     rig.tick()
+    place = rotated_place(str(path), path.stat())
     path.rename(rig.spool / "events.jsonl.1")
     rig.tick()
     for jump_s in (10_000_000, -20_000_000):
         rig.clock.jump(jump_s)
         assert rig.tick() == (0, 0, 0, False)
         assert unfinished.exists()
-        assert f"{path}.1" in sources.load_all(rig.store)
+        assert place in sources.load_all(rig.store)
     rig.shared(rig.line(1))
     assert rig.tick().added == 1
     rig.clock.advance(rig.settings.incomplete_after_s)
