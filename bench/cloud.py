@@ -160,8 +160,13 @@ async def soak(minutes: float) -> int:
     with tempfile.TemporaryDirectory() as name:
         token = await prepare(Path(name))
         async with serving(Path(name), bare=False) as server:
-            devices = await enrol(server.url, token, SOAK_CLIENTS)
-            seen = await _push_for(server, devices, minutes * 60)
+            return await watch_memory(server, token, minutes)
+
+
+async def watch_memory(server: Server, token: str, minutes: float) -> int:
+    """Push to a server that runs without pause and print its memory; return 1 when it grows after the first minute."""
+    devices = await enrol(server.url, token, SOAK_CLIENTS)
+    seen = await _push_for(server, devices, minutes * 60)
     settled = [rss for at, rss in seen if at >= min(SOAK_SETTLED_S, minutes * 30)]
     grown = max(settled) - settled[0]
     print(f"RSS grew by {grown:.1f} MiB after it had settled at {settled[0]:.1f} (limit {SOAK_GROWTH_MIB_MAX:g})")

@@ -3,7 +3,8 @@
 Everything runs on this machine: a PostgreSQL of the tests' wheel with full durability, one server process, and clients
 that send prepared zstd bodies over loopback. The floor (`bench/postgres_floor.py`) gets the same requests from as many
 clients, sends the same statements, and does nothing else. Floor and cloud take turns on fresh databases of the same
-cluster, so that a busy moment of the machine hits both; the best turn of each counts.
+cluster, so that a busy moment of the machine hits both; the best turn of each counts. `--soak MINUTES` pushes for as
+long and prints the memory of the server instead.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import asyncpg
 
 from bench import postgres_floor
-from bench.cloud import EVENTS_PREPARED, START_TIMEOUT_S, bodies_of, enrol
+from bench.cloud import EVENTS_PREPARED, START_TIMEOUT_S, Server, bodies_of, enrol, watch_memory
 from bench.load import Load, request, run
 from metricsd.clock import SystemClock
 from metricsd.cloud import tenants
@@ -49,13 +50,6 @@ class Prepared(NamedTuple):
     url: str
     schema: str
     token: str
-
-
-class Server(NamedTuple):
-    """A server process that answers."""
-
-    url: str
-    pid: int
 
 
 async def prepare(cluster: Cluster) -> Prepared:
@@ -103,6 +97,14 @@ async def turn(cluster: Cluster, size: int, clients: int, seconds: float, *, bar
         return await run(server.url, made, seconds, server.pid)
 
 
+async def soak(minutes: float) -> int:
+    """Push without pause and print the server's memory; return 1 when it grows after the first minute."""
+    with own_cluster(durable=True) as cluster:
+        prepared = await prepare(cluster)
+        async with serving(prepared, bare=False) as server:
+            return await watch_memory(server, prepared.token, minutes)
+
+
 async def _serve(url: str) -> None:
     backend = PostgresBackend(url, UNBOUNDED)
     server = CloudServer(create_app(backend, UNBOUNDED), UNBOUNDED)
@@ -139,10 +141,11 @@ def compare(seconds: float, turns: int) -> int:
 
 
 def main() -> int:
-    """Compare with the floor."""
+    """Compare with the floor, or soak."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--serve", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--floor", nargs=2, metavar=("URL", "SCHEMA"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -152,6 +155,8 @@ def main() -> int:
     if options.floor is not None:
         asyncio.run(postgres_floor.serve(*options.floor))
         return 0
+    if options.soak is not None:
+        return asyncio.run(soak(options.soak))
     return compare(options.seconds, options.turns)
 
 

@@ -1,15 +1,18 @@
-"""The memory of a process stays flat however long it is pushed to."""
+"""The memory of a process stays flat however long it is pushed to, on either database."""
 
 from __future__ import annotations
 
 import pytest
 
-from bench.cloud import soak
+from bench import cloud, postgres
 
-CI_MINUTES = 0.15
+SOAKS = {"sqlite": cloud.soak, "postgres": postgres.soak}
+CI_MINUTES = 0.1
+SOAK_MINUTES = 10.0
 
 
-@pytest.mark.parametrize("minutes", [CI_MINUTES, pytest.param(10.0, marks=pytest.mark.soak)])
-async def test_memory_is_flat_under_load(minutes: float) -> None:
+@pytest.mark.parametrize("database", SOAKS)
+@pytest.mark.parametrize("minutes", [CI_MINUTES, pytest.param(SOAK_MINUTES, marks=pytest.mark.soak)])
+async def test_memory_is_flat_under_load(database: str, minutes: float) -> None:
     """Four devices push batches of 50 events without pause; what grows after the caches are full would be a leak."""
-    assert await soak(minutes) == 0
+    assert await SOAKS[database](minutes) == 0
