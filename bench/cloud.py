@@ -42,7 +42,7 @@ START_TIMEOUT_S = 20.0
 BATCHES_PER_S_MIN = 400
 """Batches of 50 events with several clients (issue 6)."""
 RATIO_MIN = 0.70
-"""Of the floor's batches of 50 events with several clients (issue 6)."""
+"""Of what the floor takes, with several clients and whatever the size of their batches (issue 6)."""
 EVENTS_PER_S_MIN = 5000
 """What a first sync of a long history needs, in batches of 500 and more."""
 SOAK_CLIENTS = 4
@@ -229,12 +229,14 @@ def compare(seconds: float, turns: int) -> int:
             f" {ours.p99_ms:>8.1f} {ours.cpu_us:>8.0f} {floor.requests:>10.0f} {floor.cpu_us:>8.0f} {ratio:>6.2f}",
             flush=True,
         )
-        if size == 50 and clients > 1 and (ours.requests < BATCHES_PER_S_MIN or ratio < RATIO_MIN):
-            missed.append(f"{size} events x {clients} clients: {ours.requests:.0f} batches/s, {ratio:.2f} of the floor")
+        if clients > 1 and ratio < RATIO_MIN:
+            missed.append(f"{size} events x {clients} clients: {ratio:.2f} of the floor")
+        if size == 50 and clients > 1 and ours.requests < BATCHES_PER_S_MIN:
+            missed.append(f"{size} events x {clients} clients: {ours.requests:.0f} batches/s")
         if size >= 500 and ours.requests * size < EVENTS_PER_S_MIN:
             missed.append(f"{size} events: {ours.requests * size:.0f} events/s")
     print(
-        f"limits: {BATCHES_PER_S_MIN} batches/s of 50 events and {RATIO_MIN:.2f} of the floor with several clients,"
+        f"limits: with several clients {RATIO_MIN:.2f} of the floor and {BATCHES_PER_S_MIN} batches/s of 50 events,"
         f" {EVENTS_PER_S_MIN} events/s in larger ones; missed: {'; '.join(missed) or 'none'}"
     )
     return 1 if missed else 0

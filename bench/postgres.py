@@ -36,7 +36,7 @@ CASES = ((50, 8), (500, 4), (5000, 2), (5000, 4))
 EVENTS_PER_S_MIN = 40_000
 """In batches of 5,000 (issue 6)."""
 RATIO_MIN = 0.70
-"""Of the floor's batches of 5,000 (issue 6)."""
+"""Of what the floor takes, whatever the size of the batches (issue 6)."""
 UNBOUNDED = Cloud(tenant_requests_per_minute=0, tenant_bytes_per_minute=0)
 _HEAD = (
     f"{'batch':>6} {'clients':>7} {'batches/s':>10} {'events/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'CPU us':>8}"
@@ -115,7 +115,7 @@ async def _serve(url: str) -> None:
 def compare(seconds: float, turns: int) -> int:
     """Print one line for each case, with its floor; return 1 when a limit is missed."""
     print(_HEAD)
-    best = (0.0, 0.0)
+    best, missed = 0.0, []
     with own_cluster(durable=True) as cluster:
         for size, clients in CASES:
             loads: dict[bool, list[Load]] = {True: [], False: []}
@@ -131,11 +131,14 @@ def compare(seconds: float, turns: int) -> int:
                 flush=True,
             )
             if size == 5000:
-                best = max(best, (ours.requests * size, ratio))
-    missed = best[0] < EVENTS_PER_S_MIN or best[1] < RATIO_MIN
+                best = max(best, ours.requests * size)
+            if ratio < RATIO_MIN:
+                missed.append(f"{size} events x {clients} clients: {ratio:.2f} of the floor")
+    if best < EVENTS_PER_S_MIN:
+        missed.append(f"{best:.0f} events/s")
     print(
-        f"limits: {EVENTS_PER_S_MIN} events/s in batches of 5,000 at {RATIO_MIN:.2f} of the floor; best"
-        f" {best[0]:.0f} at {best[1]:.2f}; {'missed' if missed else 'held'}"
+        f"limits: {RATIO_MIN:.2f} of the floor, and {EVENTS_PER_S_MIN} events/s in batches of 5,000 (best {best:.0f});"
+        f" missed: {'; '.join(missed) or 'none'}"
     )
     return 1 if missed else 0
 
