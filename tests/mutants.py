@@ -782,7 +782,7 @@ MUTANTS = (
         "metricsd/steering.py",
         "            self._parts.syncing.resume()\n",
         "            self._parts.syncing.look_again()\n",
-        "tests/daemon/test_long_life.py::test_a_weekend_offline_writes_under_a_hundred_lines",
+        "tests/daemon/test_long_life.py::test_what_waited_is_sent_as_soon_as_the_cloud_is_back",
     ),
     Mutant(
         "every missed time is counted",
@@ -838,7 +838,7 @@ MUTANTS = (
         "metricsd/client.py",
         "        if not _is_json(answer):\n            raise _not_ours(self.url, answer)\n\n    async def enrol",
         "        _not_ours(self.url, answer)\n\n    async def enrol",
-        "tests/e2e/test_failover_cloud.py::test_a_dead_cloud_is_noticed_and_its_return_too",
+        "tests/sync/test_client.py::test_a_portals_page_is_no_sign_of_life",
     ),
     Mutant(
         "a refused login is probed on",

@@ -39,14 +39,14 @@ PACE: dict[str, dict[str, Any]] = {
 Logs = list[MutableMapping[str, Any]]
 
 
-def live(life: Callable[[Machine, Logs], Awaitable[None]]) -> None:
+def live(life: Callable[[Machine, Logs], Awaitable[None]], *, realtime: bool = True) -> None:
     """Run one machine through a life in virtual time."""
     loop = VirtualLoop()
 
     async def run(world: World, logs: Logs) -> None:
         with loop.working():
             await world.start()
-        machine = Machine(world, "one", loop, 0, **PACE)
+        machine = Machine(world, "one", loop, 0, **PACE, sync={"realtime": realtime})
         try:
             await make(world, machine)
             await reach(machine, Mode.HYBRID, 60.0)
@@ -104,6 +104,24 @@ def test_a_weekend_offline_writes_under_a_hundred_lines() -> None:
         assert durations(list(machine.world.folder.glob("t_*.db"))).total() == len(machine.captures) == 660
 
     live(weekend)
+
+
+def test_what_waited_is_sent_as_soon_as_the_cloud_is_back() -> None:
+    """Without a stream too: neither the interval nor the backoff of the outage is waited for."""
+
+    async def outage(machine: Machine, _: Logs) -> None:
+        machine.set_online(False)
+        assert not (await machine.sync()).ok
+        machine.capture(5, "s-1")
+        await asyncio.sleep(400.0)
+        assert machine.mode is Mode.LOCAL_ONLY
+        machine.set_online(True)
+        await reach(machine, Mode.HYBRID, RECOVER_S)
+        await asyncio.sleep(1.0)
+        assert durations(list(machine.world.folder.glob("t_*.db"))).total() == 5
+        assert machine.rounds["recovered"] == 1
+
+    live(outage, realtime=False)
 
 
 def test_three_hundred_outages_leave_nothing_behind() -> None:

@@ -259,8 +259,21 @@ def test_three_hundred_failures_and_recoveries_leave_nothing_behind(there: Gover
     assert len(gc.get_objects()) - objects < 1000
 
 
-EDGES = {(before, after) for before in Mode for after in Mode if before is not after}
-"""Every mode may follow every other: store and cloud fail and come back independently of each other."""
+MODE_OF = {
+    Reason.NOT_YET: Mode.HYBRID,
+    Reason.SYNCED: Mode.HYBRID,
+    Reason.NO_LOGIN: Mode.LOCAL_ONLY,
+    Reason.AUTH: Mode.LOCAL_ONLY,
+    Reason.UNREACHABLE: Mode.LOCAL_ONLY,
+    Reason.STORE: Mode.REMOTE_ONLY,
+    Reason.ERRORS: Mode.DEGRADED,
+    Reason.SLOW: Mode.DEGRADED,
+    Reason.BACKLOG: Mode.DEGRADED,
+    Reason.STORE_AND_CLOUD: Mode.DEGRADED,
+}
+OF_A_BLOCKED_STORE = {Reason.STORE, Reason.STORE_AND_CLOUD}
+OF_PEOPLE = {Reason.FORCED, Reason.NO_LOGIN, Reason.AUTH}
+OUTAGE = {Reason.UNREACHABLE, Reason.STORE_AND_CLOUD}
 
 
 class Machine(RuleBasedStateMachine):
@@ -270,6 +283,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.switches: list[tuple[float, bool]] = []
         self.by_hand = False
+        self.blocked = False
 
     @initialize()
     def begin(self) -> None:
@@ -282,20 +296,34 @@ class Machine(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
+        self.blocked = False
         self.governor = Governor(self.home, SETTINGS, self.clock, on_enter=self.entered)
         self.shown = self.governor.now
 
     def entered(self, before: Change, now: Change) -> None:
         assert before == self.shown
         assert now == self.governor.history[-1]
-        assert now.reason in Reason
+        self.check_edge(before, now)
         if before.mode is not now.mode:
-            assert (before.mode, now.mode) in EDGES
             is_by_hand = self.by_hand or before.reason in BY_HAND or now.reason in BY_HAND
             if self.switches and not is_by_hand:
                 assert self.clock.monotonic() - self.switches[-1][0] >= SETTINGS.dwell_s - 1e-6
             self.switches.append((self.clock.monotonic(), is_by_hand))
         self.shown = now
+
+    def check_edge(self, before: Change, now: Change) -> None:
+        """Hold an edge to what is allowed: each reason has its mode and its evidence, and some follow some alone."""
+        if now.reason is Reason.FORCED:
+            assert (now.mode, True) == (self.forced, self.by_hand)
+            return
+        assert now.mode is MODE_OF[now.reason]
+        assert (now.reason is Reason.NO_LOGIN) == (not self.home.credentials.exists())
+        if now.reason not in OF_PEOPLE:
+            assert (now.reason in OF_A_BLOCKED_STORE) == self.blocked
+        if now.reason is Reason.BACKLOG:
+            assert before.reason in OUTAGE and self.governor._backlog > SETTINGS.backlog_events
+        if before.reason is Reason.UNREACHABLE and now.reason is Reason.SYNCED:
+            assert self.governor.good_probes >= 2 and self.governor._backlog <= SETTINGS.backlog_events
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 5.0, 30.0, 700.0]))
     def wait(self, seconds: float) -> None:
@@ -310,10 +338,28 @@ class Machine(RuleBasedStateMachine):
         took_s=st.sampled_from([0.1, 20.0]),
     )
     def outcome(self, error: CloudError | None, answers: int, took_s: float) -> None:
+        self.note(error, answers, took_s)
+
+    def note(self, error: CloudError | None, answers: int, took_s: float = 0.1) -> None:
         self.governor.note(outcome_of(error, at_s=self.clock.monotonic(), took_s=took_s, answers=answers))
+
+    @rule(error=st.sampled_from([REFUSED, CloudUnreachable("500", Fault.SERVER)]), events=st.sampled_from([0, 10_000]))
+    def fail_for_a_while(self, error: CloudError, events: int) -> None:
+        """Rounds fail, with an answer before that or without, and work piles up: single steps hardly get there."""
+        for _ in range(6):
+            self.clock.advance(6.0)
+            self.note(error, answers=0 if error is REFUSED else 1)
+        self.governor.note_backlog(events)
+
+    @rule()
+    def answer_for_a_while(self) -> None:
+        for _ in range(3):
+            self.clock.advance(6.0)
+            self.note(None, answers=1)
 
     @rule(reason=st.sampled_from([None, "full"]))
     def store(self, reason: str | None) -> None:
+        self.blocked = reason is not None
         self.governor.note_store(reason)
 
     @rule(events=st.sampled_from([0, 10_000]))

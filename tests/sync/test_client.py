@@ -129,6 +129,16 @@ async def test_an_answer_becomes(handler: Handler, error: type[CloudError], said
     assert type(failed.value) is error and "token" not in str(failed.value).replace("new token", "")
 
 
+@pytest.mark.parametrize("answer", [{"html": "<h1>Sign in</h1>"}, {"text": "ok"}, {"content": b""}])
+async def test_a_portals_page_is_no_sign_of_life(answer: dict[str, Any]) -> None:
+    """The cheap probe of a quiet daemon gets 200 from whoever is in between: nobody of ours is there."""
+    async with answered(lambda _: httpx.Response(200, **answer)) as client:
+        with pytest.raises(CloudUnreachable, match="log in first"):
+            await client.healthz()
+    async with answered(lambda _: httpx.Response(200, json={"status": "ok"})) as client:
+        await client.healthz()
+
+
 async def test_a_redirect_is_not_followed() -> None:
     """The token goes to the address that the user logged in to, and nowhere else."""
     asked: list[str] = []
