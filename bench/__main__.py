@@ -21,6 +21,7 @@ BENCHES = (
     "capacity",
     "idle",
     "rsyslog",
+    "migration",
 )
 DEADLINE_S = 900
 

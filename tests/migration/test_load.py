@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -134,6 +136,25 @@ def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(tmp_path: Path) -> No
         assert StoreSink(store, "m1", "").digest() == wanted
         store.close()
     whole.close()
+
+
+def test_rows_and_checkpoint_of_a_part_commit_together(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails in between, a reader finds the rows with the checkpoint that covers them, or neither."""
+    path = write_lines(tmp_path / "s" / "tool-metrics.jsonl", [call("2026-01-05T08:00:00Z")])
+    seen: list[tuple[object, ...]] = []
+    begin = store.transaction
+
+    @contextlib.contextmanager
+    def watched(*, full: bool = False) -> Iterator[sqlite3.Connection]:
+        with begin(full=full) as db:
+            yield db
+        seen.extend(rows(store, "SELECT (SELECT count(*) FROM event), (SELECT count(*) FROM import_run)"))
+
+    monkeypatch.setattr(store, "transaction", watched)
+    load(surveyed(tmp_path / "run", path), store)
+    assert seen == [(1, 1)]
 
 
 def test_a_part_is_taken_behind_the_one_before_it_alone(tmp_path: Path, store: Store) -> None:
