@@ -44,7 +44,7 @@ def read(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> list[TokenDay]:
     """Return the tokens of these local days, the oldest first, by model."""
     if summary.db is None:
         return []
-    values: list[object] = [TOKENS_USED, json.dumps(summary.retracted), json.dumps(sorted(summary.deleted))]
+    values: list[object] = [TOKENS_USED, json.dumps(sorted(summary.retracted)), json.dumps(sorted(summary.deleted))]
     sql, window = _READ, summary.window(days)
     if window is not None:
         where, ids = scan.within(window, "e.")
