@@ -40,14 +40,14 @@ tenant_option = click.option("--tenant", "tenant_name", required=True, help="The
 any_tenant_option = click.option("--tenant", "tenant_name", help="Only this tenant's.")
 
 
-def open_backend(database: str | None) -> AdminBackend:
-    """Return the backend that `--database` names, by default the home's embedded one."""
+def open_backend(database: str | None, *, timeout_s: float | None = None) -> AdminBackend:
+    """Return the backend that `--database` names, by default the home's embedded one; see open_postgres."""
     from metricsd.cloud.pg_names import is_postgres
     from metricsd.cloud.sqlite import SqliteBackend, folder_of
 
     paths = find_paths()
     if database is not None and is_postgres(database):
-        return open_postgres(database)
+        return open_postgres(database, timeout_s=timeout_s)
     folder = paths.cloud if database is None else folder_of(database)
     return SqliteBackend(folder, load_config(paths).cloud)
 
@@ -67,11 +67,13 @@ def open_postgres(url: str, *, timeout_s: float | None = None) -> PostgresBacken
     return PostgresBackend(url, settings if timeout_s is None else settings._replace(database_timeout_s=timeout_s))
 
 
-def with_backend(database: str | None, work: Callable[[AdminBackend], Awaitable[T]]) -> T:
+def with_backend(
+    database: str | None, work: Callable[[AdminBackend], Awaitable[T]], *, timeout_s: float | None = None
+) -> T:
     """Run `work` on the backend that `--database` names."""
 
     async def run() -> T:
-        backend = open_backend(database)
+        backend = open_backend(database, timeout_s=timeout_s)
         try:
             return await work(backend)
         finally:

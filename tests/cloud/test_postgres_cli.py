@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -10,17 +11,24 @@ from pathlib import Path
 
 import pytest
 
+from metricsd.cloud.pg_names import schema_of
 from tests.cloud.processes import ROOT
+from tests.cloud.support import CloudUnderTest, events
+from tests.cloud.test_postgres_isolation import connected
+from tests.cloud.test_postgres_order import until_one_waits
 
 WITHOUT_DRIVER = "import sys; sys.modules['asyncpg'] = None; from metricsd.__main__ import main; sys.exit(main())"
 
 
-def cli(home: Path, *arguments: str, program: str = "") -> subprocess.CompletedProcess[str]:
+def cli(home: Path, *arguments: str, program: str = "", timeout_s: str = "15") -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, or a program with its arguments."""
     how = ["-c", program] if program else ["-m", "metricsd"]
     return subprocess.run(
         [sys.executable, *how, *arguments],
-        env={**os.environ, "METRICSD_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ, "METRICSD_HOME": str(home), "PYTHONPATH": str(ROOT),
+            "METRICSD_CLOUD_DATABASE_TIMEOUT_S": timeout_s,
+        },
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -85,6 +93,26 @@ def test_the_commands_of_a_team_work_from_end_to_end(tmp_path: Path, postgres_ur
         "tenant.suspended", "tenant.dropped",
     ]  # fmt: skip
     ok("audit", "verify")
+
+
+async def test_figures_of_a_big_tenant_may_take_longer_than_a_request(tmp_path: Path, postgres_url: str) -> None:
+    """Counting is not given up after the deadline of a request."""
+    async with CloudUnderTest(postgres_url) as cloud:
+        await (await cloud.device()).push(events(3))
+        [tenant] = await cloud.backend.directory.list_tenants()
+    async with connected(postgres_url) as db:
+        await db.execute("BEGIN")
+        await db.execute(f'LOCK TABLE "{schema_of(tenant.id)}".event')
+        counting = asyncio.create_task(
+            asyncio.to_thread(cli, tmp_path, "cloud", "stats", "--json", "--database", postgres_url, timeout_s="0.1")
+        )
+        await until_one_waits(postgres_url)
+        _, waiting = await asyncio.wait([counting], timeout=0.3)
+        assert waiting, counting.result().stderr
+        await db.execute("COMMIT")
+    done = await counting
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["events"] == 3
 
 
 def test_a_password_never_goes_into_the_directory(tmp_path: Path, postgres_url: str) -> None:
