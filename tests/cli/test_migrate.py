@@ -111,7 +111,8 @@ def test_a_run_ends_with_its_summary_and_a_second_one_adds_nothing(
     code, lines = metricsd(capsys, "status", summary["migration_id"], "--json")
     assert code == 0 and json.loads(lines[0])["tool_events"]["loaded"] == 54
     code, lines = metricsd(capsys, "report", summary["migration_id"])
-    assert code == 0 and lines[0].startswith("PASS") and any("report.html" in line for line in lines)
+    assert code == 0 and lines[0].startswith("PASS") and lines[0].endswith("coverage 100 %")
+    assert any("report.html" in line for line in lines)
     code, lines = metricsd(capsys, "report", summary["migration_id"], "--json")
     assert json.loads("".join(lines))["confidence"]["verdict"] == "pass"
     with pytest.raises(UsageError, match="is done"):
