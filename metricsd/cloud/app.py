@@ -23,6 +23,7 @@ from metricsd.cloud.cloudlet import Cloudlet
 from metricsd.cloud.device_routes import devices, erase_device_data, have
 from metricsd.cloud.direct import Direct
 from metricsd.cloud.event_stream import EventStream
+from metricsd.cloud.older_mount import OlderMount
 from metricsd.cloud.openapi import document
 from metricsd.cloud.problems import MEDIA_TYPE, Refused, body_of, headers_of, refuse
 from metricsd.cloud.shell import Shell
@@ -68,7 +69,7 @@ def create_app(backend: Backend, settings: Cloud, clock: Clock | None = None) ->
         # Bodies are bounded by our own limit, which is a setting.
         request_max_body_size=None,
     )
-    return Shell(Direct(inner, cloudlet), cloudlet.metrics, on_drain=cloudlet.drain)
+    return Shell(Direct(OlderMount(inner, cloudlet), cloudlet), cloudlet.metrics, on_drain=cloudlet.drain)
 
 
 @get(f"{PREFIX}/capabilities")

@@ -7,14 +7,16 @@ after a durable commit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
 from metricsd.cloud.access import Act, EnrolCode, NewDevice, Scope, Tenant, Token
+from metricsd.cloud.older_plans import Plan
 from metricsd.cloud.rate import Meter
+from metricsd.legacy.kept import Kept
 from metricsd.protocol import (
     ChangesReply,
     EventResult,
@@ -28,6 +30,8 @@ from metricsd.protocol import (
     WireEvent,
 )
 
+T = TypeVar("T")
+
 __all__ = [
     "Backend",
     "Directory",
@@ -39,6 +43,7 @@ __all__ = [
     "Exported",
     "FeedQuery",
     "News",
+    "OlderShelf",
     "PolicyShelf",
     "RecordBatch",
     "RecordItem",
@@ -236,7 +241,22 @@ class TenantArchive(Protocol):
         ...
 
 
-class TenantStore(PolicyShelf, TenantArchive, Protocol):
+class OlderShelf(Protocol):
+    """What clients of the older API are told and tell."""
+
+    async def keep(self, writer: Writer, documents: Sequence[Kept]) -> None:
+        """Keep documents of the writer's user, or forget them; durable on return."""
+        ...
+
+    async def ask(self, user: str, make: Callable[[int], Plan[T]], otherwise: T, *, counted: bool) -> T:
+        """Return what a reading plan finds for a user, whose number it is made with; `otherwise` for one without.
+
+        With `counted` the user's newest events are counted first; raises 503 while that takes too long.
+        """
+        ...
+
+
+class TenantStore(PolicyShelf, TenantArchive, OlderShelf, Protocol):
     """One tenant's data. Methods raise Refused for what the protocol refuses as a whole."""
 
     async def hello(self, writer: Writer, request: HelloRequest, now: int) -> HelloReply:

@@ -80,16 +80,16 @@ class Direct:
     async def _answer(self, route: Route, call: Call) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         try:
             if call.scope["method"] != route.method:
-                return _refusal(refuse(405, "method_not_allowed").problem, ("allow", route.method))
+                return refusal_of(refuse(405, "method_not_allowed").problem, ("allow", route.method))
             reply = await route.handler(self._cloudlet, call)
         except Refused as refusal:
-            return _refusal(refusal.problem)
+            return refusal_of(refusal.problem)
         except Exception as error:
             # The client learns nothing of the fault; the log has it. Nothing of the request is logged but its route.
             log.exception(
                 "cloud.failed", method=route.method, path=call.scope["path"][:100], error=type(error).__name__
             )
-            return _refusal(refuse(500, "internal").problem)
+            return refusal_of(refuse(500, "internal").problem)
         return 200, [(b"content-type", b"application/json")], msgspec.json.encode(reply)
 
 
@@ -189,7 +189,8 @@ async def _aside(cloudlet: Cloudlet, body: bytes, parse: Callable[[], T]) -> T:
         return await asyncio.to_thread(parse)
 
 
-def _refusal(problem: Problem, *extra: tuple[str, str]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+def refusal_of(problem: Problem, *extra: tuple[str, str]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return status, headers and body of a problem."""
     named = [("content-type", MEDIA_TYPE), *headers_of(problem).items(), *extra]
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in named]
     return problem.status, headers, body_of(problem)

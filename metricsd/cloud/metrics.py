@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from metricsd.protocol import PREFIX
 
 DEVICE_DATA = f"{PREFIX}/devices/{{device_id}}/data"
+OLDER_API = "/api/v1"
+"""The older API is one route here: its clients are few, and their ids stand in its paths."""
 ROUTES = frozenset(
     {
         *(
@@ -37,6 +39,8 @@ def route_of(path: str) -> str:
     """Return the route that a path belongs to, as a label: ids become their names, what is not served `other`. Pure."""
     if path in ROUTES:
         return path
+    if path.startswith(OLDER_API):
+        return OLDER_API
     return DEVICE_DATA if _DEVICE_DATA.fullmatch(path) else "other"
 
 

@@ -108,4 +108,5 @@ TABLES: Iterable[Table] = (
     _table("policy", "version sha256 text set_at", "version", tuple),
     _table("change_log", "first last nonce", "first", tuple),
     _table("shut", "device", "device", tuple),
+    _table("legacy_document", "person kind key session who began body", "person, kind, key", tuple, user="person"),
 )

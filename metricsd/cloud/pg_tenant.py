@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import msgspec
 
 from metricsd.clock import Clock
@@ -16,16 +19,24 @@ from metricsd.cloud.backend import (
     TenantStats,
     Writer,
 )
+from metricsd.cloud.older_fold import FOLDS_MAX, fold, forget, is_behind
+from metricsd.cloud.older_plans import Plan
+from metricsd.cloud.older_reads import put
 from metricsd.cloud.pg_archive import find_have, read_export, read_stats
 from metricsd.cloud.pg_erase import erase_device
 from metricsd.cloud.pg_events import find_bounds, find_newest, push_events
 from metricsd.cloud.pg_feed import read_page
+from metricsd.cloud.pg_older import carry_out
 from metricsd.cloud.pg_policy import find_policy, find_policy_hash, put_policy
 from metricsd.cloud.pg_records import position, push_records
 from metricsd.cloud.pg_retention import Sweeper
 from metricsd.cloud.pg_session import Session
 from metricsd.cloud.positions import hello_reply
+from metricsd.cloud.problems import busy
+from metricsd.legacy.kept import SESSION, Kept
 from metricsd.protocol import ChangesReply, HaveReply, HaveRequest, HelloReply, HelloRequest, RecordResult
+
+T = TypeVar("T")
 
 
 class PgTenant:
@@ -72,7 +83,30 @@ class PgTenant:
         return await find_have(self.session, writer, request, rows_max)
 
     async def erase_device(self, user: str, device_id: str, now: int) -> Erased:
-        return await erase_device(self.session, user, device_id, now)
+        erased = await erase_device(self.session, user, device_id, now)
+        async with self.session.writing() as (db, _):
+            [person] = await self.session.terms.find(db, user)
+            if person is not None:
+                await carry_out(forget(person), self.session, db, person)
+        return erased
+
+    async def keep(self, writer: Writer, documents: Sequence[Kept]) -> None:
+        ids = await self.session.terms.learn({writer.user, *(kept.key for kept in documents if kept.kind == SESSION)})
+        person = ids[writer.user]
+        async with self.session.writing() as (db, _):
+            await carry_out(put(person, documents), self.session, db, person)
+
+    async def ask(self, user: str, make: Callable[[int], Plan[T]], otherwise: T, *, counted: bool) -> T:
+        for _ in range(FOLDS_MAX):
+            async with self.session.reading() as (db, _):
+                [person] = await self.session.terms.find(db, user)
+                if person is None:
+                    return otherwise
+                if not (counted and await carry_out(is_behind(person), self.session, db, person)):
+                    return await carry_out(make(person), self.session, db, person)
+            async with self.session.writing() as (db, _):
+                await carry_out(fold(person), self.session, db, person)
+        raise busy("this user's history is being counted for the first time")
 
     async def export(self, after: int, limit: int) -> list[Exported]:
         return await read_export(self.session, after, limit)

@@ -7,9 +7,10 @@ the same transaction looks whether the device's data was taken back.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -24,6 +25,10 @@ from metricsd.cloud.backend import (
     TenantStats,
     Writer,
 )
+from metricsd.cloud.older_fold import FOLDS_MAX, STEP, fold, forget, is_behind
+from metricsd.cloud.older_plans import Plan
+from metricsd.cloud.older_reads import put
+from metricsd.cloud.problems import busy
 from metricsd.cloud.sqlite_archive import read_export, read_stats
 from metricsd.cloud.sqlite_erase import (
     ROWS_PER_STEP,
@@ -42,11 +47,15 @@ from metricsd.cloud.sqlite_feed import is_known, read_page
 from metricsd.cloud.sqlite_file import FileThread, open_file
 from metricsd.cloud.sqlite_group import GroupWriter, Transaction
 from metricsd.cloud.sqlite_have import find_have
+from metricsd.cloud.sqlite_older import carry_out
 from metricsd.cloud.sqlite_policy import find_policy, find_policy_hash, put_policy
 from metricsd.cloud.sqlite_records import push_records
 from metricsd.config import Cloud
+from metricsd.legacy.kept import Kept
 from metricsd.protocol import ChangesReply, HaveReply, HaveRequest, HelloReply, HelloRequest, RecordResult
 from metricsd.schema import load_steps
+
+T = TypeVar("T")
 
 
 class SqliteTenant:
@@ -102,13 +111,51 @@ class SqliteTenant:
         events += await self._walk(lambda after, transaction: erase_unsequenced(transaction, subject, after))
         head = await write(head_of, items=1)
         records = await self._walk(lambda after, transaction: erase_records(transaction, subject, after, head))
+        await write(lambda transaction: self._forget_counts(transaction, subject.user), items=1)
         return Erased(events, records)
+
+    async def keep(self, writer: Writer, documents: Sequence[Kept]) -> None:
+        def work(transaction: Transaction) -> None:
+            check_not_shut(transaction, writer.device or "")
+            person = transaction.terms.id_of(writer.user)
+            carry_out(put(person, documents), transaction.db, transaction.terms, person, learns=True)
+
+        await self.writer.write(work, items=len(documents))
+
+    async def ask(self, user: str, make: Callable[[int], Plan[T]], otherwise: T, *, counted: bool) -> T:
+        terms = self._reader.terms
+
+        def look(db: sqlite3.Connection) -> tuple[int | None, T]:
+            """Return the number of a user whose events must be counted first, else what is asked for."""
+            person = terms.find(user)
+            if person is None:
+                return None, otherwise
+            if counted and carry_out(is_behind(person), db, terms, person):
+                return person, otherwise
+            return None, carry_out(make(person), db, terms, person)
+
+        for _ in range(FOLDS_MAX):
+            behind, found = await self._reader.run(look)
+            if behind is None:
+                return found
+            await self._count(behind)
+        raise busy("this user's history is being counted for the first time")
+
+    async def _count(self, person: int) -> None:
+        def work(transaction: Transaction) -> bool:
+            return carry_out(fold(person), transaction.db, transaction.terms, person)
+
+        await self.writer.write(work, items=STEP)
 
     async def export(self, after: int, limit: int) -> list[Exported]:
         return await self._reader.run(lambda db: read_export(db, self._reader.terms, after, limit))
 
     async def stats(self) -> TenantStats:
         return await self._reader.run(lambda db: read_stats(db, self._path))
+
+    @staticmethod
+    def _forget_counts(transaction: Transaction, person: int) -> None:
+        carry_out(forget(person), transaction.db, transaction.terms, person)
 
     def close(self) -> None:
         self.writer.close()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from metricsd.analytics.baseline import Baseline
-from metricsd.decode.older_hooks import APP
+from metricsd.decode.older_hooks import APP as APP
 from metricsd.ids import EventId
 from metricsd.model import Event
 from metricsd.protocol import FieldValue
@@ -116,7 +116,7 @@ class Shelf(Protocol):
         ...
 
     async def find(self, session: str) -> Session | None:
-        """Return the session with this id, of the older API's before any other; None for none and for a deleted one."""
+        """Return the session with this id; None for none and for a deleted one."""
         ...
 
     async def list(self, wanted: Wanted) -> Sequence[Session]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricsd.scrubbing import scrub
 from metricsd.store.connection import Store
-from metricsd.store.quarantine import scrub
 
 SESSION = "session"
 TOOL = "tool"

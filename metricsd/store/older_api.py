@@ -1,7 +1,7 @@
 """What clients of the older API ask of the store: one session, a page of sessions, a session's calls, recent figures.
 
 Reading only, over one snapshot, and by index: nothing here looks at every event or every session. A session is the one
-of its app; where two apps have the same id, the older API's own comes first. A deleted session is not told of, its
+of its app; where two apps have the same id, there is one, and what a client wrote comes first. A deleted session is not told of, its
 calls are.
 """
 
@@ -27,7 +27,7 @@ NEWEST_ROWS = 200
 """Counters' rows that are looked at for the newest sessions: each session has one for every device that saw it."""
 _TOOL_USED = Kind.TOOL_USED.value
 
-_OF_ID = "SELECT app FROM session WHERE session_id = ? ORDER BY app != ?, id"
+_OF_ID = "SELECT app FROM session WHERE session_id = ? ORDER BY id"
 _RECORD = "SELECT fields, deleted FROM record WHERE type = 'session' AND id = ?"
 _ALL = "SELECT id, app, session_id FROM session ORDER BY id"
 _BY_USER = """
@@ -95,7 +95,12 @@ def find(summary: Summary, session_id: str) -> Found | None:
     db = summary.db
     if db is None or not session_id:
         return None
-    apps = [str(row[0]) for row in db.execute(_OF_ID, (session_id, LEGACY))] or [LEGACY]
+    apps = [str(row[0]) for row in db.execute(_OF_ID, (session_id,))] or [LEGACY]
+    if _document(db, SESSION, session_id):
+        # A client of the older API wrote it; without that its own is only what strayed into another tool's session.
+        apps.sort(key=lambda app: app != LEGACY)
+    else:
+        apps.sort(key=lambda app: app == LEGACY)
     return next((one for app in apps if (one := _found(summary, db, app, session_id)) is not None), None)
 
 
@@ -105,12 +110,16 @@ def page(summary: Summary, wanted: Page) -> list[Found]:
         return []
     found: list[Found] = []
     left = wanted.skip
+    seen: set[str] = set()
     for app, session_id in _candidates(summary.db, wanted):
         if len(found) == wanted.limit:
             break
+        if session_id in seen:
+            continue
         one = _found(summary, summary.db, app, session_id)
         if one is None or not _is_wanted(one, wanted):
             continue
+        seen.add(session_id)
         if left:
             left -= 1
             continue

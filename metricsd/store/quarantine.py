@@ -8,22 +8,18 @@ ever synced.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from metricsd.scrubbing import scrub
 from metricsd.store.connection import Store, translated
 
 BYTES_KEPT_MAX = 1024 * 1024
 """Of a longer item the first this many bytes are kept."""
 EACH_MAX = 16
 """Of one unit (a chunk of a file) so many lines with the same reason get entries of their own, the others share some."""
-_SECRET_FIELD = re.compile(
-    rb'("[^"]{0,64}(?:token|secret|password|passwd|api_?key|authorization|credential|private_?key|cookie)[^"]{0,64}"\s*:\s*)"(?:[^"\\]|\\.)*"',
-    re.IGNORECASE,
-)
 _CAPTURES, _NO_FILE = "new/", ""
 _INSERT = """
 INSERT INTO quarantine (key, at, file, offset, bytes, reason, detail, sha256, stored) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -242,11 +238,6 @@ def sweep(store: Store, *, older_than_us: int, bytes_max: int) -> int:
         for name in gone:
             (folder / name).unlink(missing_ok=True)
     return len(gone)
-
-
-def scrub(data: bytes) -> bytes:
-    """Return the bytes with the values of known secret fields replaced."""
-    return _SECRET_FIELD.sub(rb'\1"[scrubbed]"', data)
 
 
 def _write(store: Store, name: str, data: bytes) -> str:

@@ -23,8 +23,9 @@ from tests.cloud.support import CloudUnderTest, events, ok
 from tests.cloud.test_postgres_isolation import connected
 
 TENANTS = 200
-EXTRA = Step(2, "0002_add_colour.sql", "ALTER TABLE event ADD COLUMN colour TEXT; CREATE TABLE colour (name TEXT)")
-BROKEN = Step(2, "0002_add_nothing.sql", "ALTER TABLE event ADD COLUMN colour TEXT; SELECT no_such_function()")
+STEP = pg_install.TENANT_STEPS[-1].number
+EXTRA = Step(STEP + 1, "add_colour.sql", "ALTER TABLE event ADD COLUMN colour TEXT; CREATE TABLE colour (name TEXT)")
+BROKEN = Step(STEP + 1, "add_nothing.sql", "ALTER TABLE event ADD COLUMN colour TEXT; SELECT no_such_function()")
 TOO_NEW = 1000
 SCRIPT = f"""
 from metricsd.cloud import pg_install
@@ -66,12 +67,12 @@ async def test_200_tenants_are_upgraded_through_a_kill(postgres_url: str, tmp_pa
         await device.push(events(2))
         killed = migrate(postgres_url, tmp_path, kill_at=100)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert sorted(await steps_of(postgres_url)) == [1] * 101 + [2] * 99
+        assert sorted(await steps_of(postgres_url)) == [STEP] * 101 + [STEP + 1] * 99
         # Served on either step, by a server that knows the old one only.
         assert (await device.hello())["last_seq"] == 2
         done = json.loads(migrate(postgres_url, tmp_path).stdout)
         assert (done["ok"], done["tenants"], done["steps"]) == (True, TENANTS, 101)
-        assert await steps_of(postgres_url) == [2] * TENANTS
+        assert await steps_of(postgres_url) == [STEP + 1] * TENANTS
         assert json.loads(migrate(postgres_url, tmp_path).stdout)["steps"] == 0
         assert (await device.push(events(1, first=3), base_seq=2))["acked_through"] == 3
 
@@ -83,7 +84,7 @@ async def test_a_tenant_on_a_step_that_is_too_old_is_refused_with_what_to_do(
     async with CloudUnderTest(postgres_url) as cloud:
         device = await cloud.device()
         monkeypatch.setattr(pg_install, "TENANT_STEPS", [*pg_install.TENANT_STEPS, EXTRA])
-        monkeypatch.setattr(pg_session, "TENANT_STEP_NEEDED", 2)
+        monkeypatch.setattr(pg_session, "TENANT_STEP_NEEDED", STEP + 1)
         newer = await cloud.device(tenant="newer")
         for reply in (await device.try_push(events(1)), await device.try_changes()):
             assert reply.status_code == 503 and reply.json()["code"] == "schema_not_ready"
@@ -105,7 +106,7 @@ async def test_a_step_that_fails_leaves_the_schema_as_it_was(
             results = await upgrade(cloud)
         assert [each.tenant for each in results] == ["acme", "other"]
         assert all("no_such_function" in str(each.error) for each in results)
-        assert await steps_of(postgres_url) == [1, 1]
+        assert await steps_of(postgres_url) == [STEP, STEP]
         async with connected(postgres_url) as db:
             assert await db.fetchval("SELECT count(*) FROM pg_attribute WHERE attname = 'colour'") == 0
         assert (await device.push(events(1)))["acked_through"] == 1

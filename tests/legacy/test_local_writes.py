@@ -156,6 +156,10 @@ async def test_a_session_of_another_tool_can_be_read(local: Local) -> None:
     assert (session["user"], session["start_time"]) == ("local", "2026-01-05T08:00:00.000Z")
     assert [one["session_id"] for one in await local.data("GET", "sessions?user=local")] == ["cc-1"]
     assert [one["tool_name"] for one in await local.data("GET", "tool-metrics/cc-1")] == ["Edit"] * 4
+    await local.data("POST", "hooks/tool-usage", {"sessionId": "cc-1", "toolName": "Bash"})
+    assert (await local.data("GET", "sessions/cc-1"))["productivity_metrics"]["lines_changed"] == 12
+    assert [one["session_id"] for one in await local.data("GET", "sessions")] == ["cc-1"]
+    assert len(await local.data("GET", "tool-metrics/cc-1")) == 5
 
 
 async def test_secrets_and_size(local: Local) -> None:
