@@ -14,6 +14,7 @@ import sys
 import click
 
 from metricsd import identity
+from metricsd.cli.status_text import counted
 from metricsd.cloud.codes import parse_code
 from metricsd.config import find_paths, load_config
 from metricsd.errors import UsageError
@@ -71,7 +72,9 @@ def _take_back(as_json: bool) -> None:
             json.dumps({"logged_out": True, "events_removed": removed.events, "records_removed": removed.records})
         )
         return
-    click.echo(f"the cloud removed {removed.events} events and {removed.records} records of this device")
+    click.echo(
+        f"the cloud removed {counted(removed.events, 'event')} and {counted(removed.records, 'record')} of this device"
+    )
     click.echo("logged out: what was recorded is kept here; after another login it would be sent again")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from metricsd import control
+from metricsd.cli.status_text import counted
 from metricsd.clock import SystemClock
 from metricsd.config import Config, Paths, find_paths, load_config
 from metricsd.errors import (
@@ -144,7 +145,9 @@ def _print_dry_run(found: DryRun, as_json: bool) -> int:
         click.echo(json.dumps(msgspec.to_builtins(found), indent=1))
         return EXIT_OK
     where = found.url or "nowhere: not logged in (`metricsd login URL`)"
-    click.echo(f"would send {found.pending_events} events and {found.pending_records} records to {where}")
+    click.echo(
+        f"would send {counted(found.pending_events, 'event')} and {counted(found.pending_records, 'record')} to {where}"
+    )
     for event in found.events:
         click.echo(msgspec.json.encode(event).decode())
     return EXIT_OK
@@ -155,7 +158,7 @@ def _print_report(report: Section, as_json: bool) -> None:
         click.echo(json.dumps(report, indent=1))
         return
     moved = (
-        f"sent {report['pushed_events']} events and {report['pushed_records']} records, "
+        f"sent {counted(report['pushed_events'], 'event')} and {counted(report['pushed_records'], 'record')}, "
         f"got {report['pulled_events']} and {report['pulled_records']}, in {report['duration_ms']} ms"
     )
     for note in report["notes"]:

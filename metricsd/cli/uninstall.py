@@ -17,6 +17,7 @@ from typing import NamedTuple
 import click
 
 from metricsd.cli.status import gather
+from metricsd.cli.status_text import counted
 from metricsd.cli.updown import stop_daemon
 from metricsd.client import CloudClient
 from metricsd.config import Config, Paths, find_paths, load_config
@@ -77,7 +78,9 @@ def _choose(
         events, size = status["store"]["events"], size_text(status["store"]["bytes"])
         unsent = status["sync"]["pending_events"] if login is not None and not cloud else 0
         warning = f"; {unsent} of them were never sent" if unsent else ""
-        data = click.confirm(f"Delete what was recorded here ({events:,} events, {size}{warning})?", default=False)
+        data = click.confirm(
+            f"Delete what was recorded here ({counted(events, 'event')}, {size}{warning})?", default=False
+        )
     return Choice(data=bool(data), cloud=bool(cloud))
 
 
@@ -114,7 +117,8 @@ def _erase(config: Config, login: Credentials, *, dry_run: bool) -> str:
     async def ask() -> str:
         async with CloudClient(login.url, login.token, config.sync) as client:
             erased = await client.erase(login.device_id)
-            return f"deleted {erased.events} events and {erased.records} records of this device from {login.url}"
+            gone = f"{counted(erased.events, 'event')} and {counted(erased.records, 'record')}"
+            return f"deleted {gone} of this device from {login.url}"
 
     return asyncio.run(ask())
 

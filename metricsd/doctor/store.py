@@ -68,7 +68,10 @@ def _integrity(facts: Facts, db: sqlite3.Connection) -> Finding:
     if said != ["ok"]:
         return _damaged(facts, "; ".join(said))
     events = facts.status["store"]["events"]
-    return ok("store", f"whole: {events:,} events, {size}, checked in {time.monotonic() - began:.1f} s")
+    return ok(
+        "store",
+        f"whole: {events:,} event{'' if events == 1 else 's'}, {size}, checked in {time.monotonic() - began:.1f} s",
+    )
 
 
 def _damaged(facts: Facts, says: str) -> Finding:

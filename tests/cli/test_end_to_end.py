@@ -236,7 +236,7 @@ def test_dry_run_asks_nobody(laptop: Home) -> None:
     until(lambda: laptop.events() == 1)
     found = json.loads(laptop.ok("sync", "--dry-run", "--json"))
     assert (found["pending_events"], len(found["events"])) == (1, 1)
-    assert "would send 1 events" in laptop.ok("sync", "--dry-run")
+    assert "would send 1 event and" in laptop.ok("sync", "--dry-run")
 
 
 def test_demo_ends_well_and_leaves_nothing(tmp_path: Path) -> None:

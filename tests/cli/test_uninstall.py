@@ -126,7 +126,7 @@ def test_the_clouds_copy_is_deleted_by_flag(home: Home, tmp_path: Path) -> None:
         server.ok("sync", "--now")
         until(lambda: server.events() == 2)
         done = uninstall(home, "--delete-cloud-data")
-        assert any(line.startswith("deleted 1 events") for line in done["done"])
+        assert any(line.startswith("deleted 1 event and") for line in done["done"])
         assert not home.paths.credentials.exists()
         assert home.events() == 2, "what lies here was not meant"
         assert json.loads(server.ok("sync", "--now", "--json"))["ok"] is True
@@ -186,5 +186,5 @@ def test_a_person_is_asked_about_the_data(home: Home, answer: str, kept: int) ->
                 shown += "\n"
     assert process.wait(30) == 0, shown
     os.close(ours)
-    assert "Delete what was recorded here (1 events, " in shown and "remains:" in shown
+    assert "Delete what was recorded here (1 event, " in shown and "remains:" in shown
     assert home.events() == kept
