@@ -14,6 +14,7 @@ from tests.secrets import Json
 
 AT_US = 1_790_000_123_456_789
 _FIXTURE = Path(__file__).with_name("payloads.jsonl")
+_OF_SIX_TOOLS = Path(__file__).with_name("hook_payloads.jsonl")
 
 
 class Case(NamedTuple):
@@ -45,6 +46,15 @@ def cases() -> list[Case]:
                 {**shared["expected"], "name": row["event"], **row["expected"]},
             )
         )
+    return found
+
+
+def payloads_of_tools() -> dict[str, list[tuple[str, dict[str, Json]]]]:
+    """Return by tool what six of them send: the event's name, and the payload with every field of its schema."""
+    found: dict[str, list[tuple[str, dict[str, Json]]]] = {}
+    for text in _OF_SIX_TOOLS.read_text(encoding="utf-8").splitlines():
+        row = json.loads(text)
+        found.setdefault(row["tool"], []).append((row["event"], row["stdin"]))
     return found
 
 
