@@ -959,6 +959,20 @@ MUTANTS = (
         'return [(_id("usage", line.uuid or key), event)]',
         "tests/migration/test_other_sources.py::test_a_tree_of_transcripts_is_loaded_once",
     ),
+    Mutant(
+        "a session that is ended again keeps its first end",
+        "metricsd/older/lines.py",
+        "self._sessions.ended_before(str(event.session), event.at):",
+        "event.at < 0:",
+        f"{OLDER}::TestRewritten::test_a_session_that_ends_twice_ends_at_last",
+    ),
+    Mutant(
+        "tokens of deleted sessions count",
+        "metricsd/store/token_totals.py",
+        "json.dumps(sorted(summary.deleted))",
+        '"[]"',
+        "tests/analytics/test_tokens.py::test_tokens_are_those_of_the_events",
+    ),
 )
 
 

@@ -242,8 +242,7 @@ class Documents:
             unit.beside.extend(part.beside)
             return None
         self._bad.pop(path, None)
-        is_old = abs(self._clock.now_us() / US_PER_S - found.st_mtime) >= YOUNG_S
-        sure = is_old or path in self._young
+        sure = self._is_sure(path, look, found.st_mtime)
         if self._seen.get(path) == look and path in self._unnoted:
             return _Read(look, sure=True)
         unit.items.extend(part.items)
@@ -254,6 +253,13 @@ class Documents:
                 Progress(growing.fresh(path, found, FORM)._replace(offset=found.st_size, head_hash=look))
             )
         return _Read(look, sure)
+
+    def _is_sure(self, path: str, look: bytes, changed_at: float) -> bool:
+        """Return whether no change can have left this look: it is old, or was read like this long enough ago."""
+        if abs(self._clock.now_us() / US_PER_S - changed_at) >= YOUNG_S:
+            return True
+        young = self._young.get(path)
+        return young is not None and self._seen.get(path) == look and self._clock.monotonic() - young >= YOUNG_S
 
     def _is_bad_for_good(self, path: str, look: bytes) -> bool:
         """Return whether a document that cannot be read has been like this for so long that it stays so."""

@@ -193,6 +193,20 @@ class TestRewritten:
         older.tick()
         assert score_of(older.store, "one") == 50
 
+    def test_a_document_that_goes_on_changing_stays_young(self, older: Older) -> None:
+        """Each change starts its second anew, and only a look that lasted is kept for the next start."""
+        sql = "SELECT count(*) FROM source WHERE form = 'older-document'"
+        kept = []
+        for score in (8, 7, 6, None, None):
+            if score is not None:
+                path = older.document("one_summary.json", summary("one", AT[0], AT[9], score))
+                now_ns = older.clock.now_us() * 1000
+                os.utime(path, ns=(now_ns, now_ns))
+            older.tick()
+            kept.append(older.store.db.execute(sql).fetchone()[0])
+            older.clock.advance(0.6)
+        assert (score_of(older.store, "one"), kept) == (60, [0, 0, 0, 0, 1])
+
 
 class TestBad:
     """Documents that cannot be read."""
