@@ -13,7 +13,6 @@ import hmac
 import inspect
 import io
 import json
-import logging
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -33,7 +32,6 @@ from metricsd.cloud.auth import SECRET_BYTES, digest_of, new_token
 from metricsd.cloud.tenants import revoke_token
 from metricsd.config import Cloud
 from metricsd.errors import UsageError
-from metricsd.logs import log_to_terminal
 from tests.cloud.support import CloudUnderTest, Json, bearer, event, events, ok, problem, statuses
 from tests.cloud.test_audit import (
     test_a_changed_removed_or_reordered_row_is_found as test_v16_4_2_a_changed_audit_row_is_found,
@@ -532,9 +530,6 @@ def logged() -> Iterator[io.StringIO]:
         cache_logger_on_first_use=False,
     )
     yield written
-    structlog.reset_defaults()
-    log_to_terminal()
-    logging.getLogger().handlers.clear()
 
 
 async def test_v16_2_5_a_fault_is_logged_without_what_was_sent(

@@ -31,7 +31,6 @@ def file(tmp_path: Path) -> Iterator[Path]:
         handler.close()
     root.handlers = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def test_a_line_is_one_json_object(file: Path) -> None:

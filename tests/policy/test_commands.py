@@ -285,7 +285,7 @@ def test_status_says_which_policy_is_in_force(home: Paths, user: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_of_the_guides_work(page: Path, tmp_path: Path) -> None:
-    """Every TOML block is a policy (or cases), every Python block a plug-in."""
+    """Every TOML block is a policy (or cases), every Python block a plug-in: of a policy, or of a migration."""
     text = page.read_text()
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     assert blocks
@@ -298,5 +298,9 @@ def test_examples_of_the_guides_work(page: Path, tmp_path: Path) -> None:
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         space: dict[str, Any] = {}
         exec(block, space)
+        if "RULES" in space:
+            slow = {"kind": "tool_used", "tool": "Edit", "duration_ms": 2000}
+            assert [found[0] for found in space["check"](slow)] == list(space["RULES"])
+            continue
         sides: tuple[dict[str, str], ...] = ({}, {"description": "a"}, {"description": "bb"})
         assert space["resolve"](*sides, {"fields": ["description"], "stamps": {"local": {"description": stamp(1)}}})
