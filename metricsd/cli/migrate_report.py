@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metricsd.cli.migrate_progress import Teller
-from metricsd.cli.migrate_run import make_runner, print_summary
+from metricsd.cli.migrate_run import make_runner, print_summary, printable
 from metricsd.cli.table import write_json
 from metricsd.config import find_paths, load_config
 from metricsd.errors import EXIT_FAILED, EXIT_OK, UsageError
@@ -48,7 +48,7 @@ def report(run_id: str, rejects: bool, as_json: bool) -> int:
         click.echo((folder.report / reports.JSON).read_text())
     else:
         for line in lines(found):
-            click.echo(_printable(line))
+            click.echo(printable(line))
         click.echo(f"\nfor a browser: {folder.report / reports.HTML}")
     return EXIT_OK if found.ok else EXIT_FAILED
 
@@ -88,7 +88,7 @@ def _unreported(folder: RunFolder, as_json: bool) -> int:
     for reason, count in counts.most_common():
         click.echo(f"{count:>8} {reason}")
     for row in rows[:SHOWN_MAX]:
-        click.echo(f"  {_printable(row['file'])}:{row['line']} {row['reason']} {_printable(row['detail'])}".rstrip())
+        click.echo(f"  {printable(row['file'])}:{row['line']} {row['reason']} {printable(row['detail'])}".rstrip())
     if len(rows) > SHOWN_MAX:
         click.echo(f"  and {len(rows) - SHOWN_MAX} more: `metricsd migrate report {run.id} --rejects`")
     return EXIT_FAILED
@@ -100,7 +100,7 @@ def _list_rejects(folder: RunFolder, as_json: bool) -> int:
         write_json(rows, sys.stdout)
         return EXIT_OK
     for row in rows:
-        click.echo(f"{_printable(row['file'])}:{row['line']} {row['reason']} {_printable(row['detail'])}".rstrip())
+        click.echo(f"{printable(row['file'])}:{row['line']} {row['reason']} {printable(row['detail'])}".rstrip())
     return EXIT_OK
 
 
@@ -112,8 +112,3 @@ def _rejects(folder: RunFolder) -> list[dict[str, Any]]:
         for line in read_ledger(folder.ledger)
         if line.entry == "reject"
     ]
-
-
-def _printable(text: str) -> str:
-    """Return text without what could steer a terminal: names of files come from strangers."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

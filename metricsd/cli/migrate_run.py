@@ -275,8 +275,11 @@ def print_summary(summary: Summary, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(summary).decode())
         return
+    click.echo(f"migration {summary.migration_id}")
+    if summary.state == "done" and _print_report(Path(summary.report_dir)):
+        return
     found: dict[str, Any] = msgspec.to_builtins(summary)
-    click.echo(f"migration {summary.migration_id}: {'passed' if summary.ok else 'not passed'}")
+    click.echo("passed" if summary.ok else "not passed")
     for name in ("sessions", "tool_events", "other_events"):
         tally = found[name]
         if tally["source"]:
@@ -289,3 +292,21 @@ def print_summary(summary: Summary, as_json: bool) -> None:
         click.echo("nothing was stored: this was a dry run")
     if summary.reason:
         click.echo(summary.reason, err=True)
+
+
+def _print_report(folder: Path) -> bool:
+    """Print what the report says, in some lines; return whether there is one."""
+    from metricsd.migration import report
+    from metricsd.migration.report_text import lines
+
+    if not (folder / report.JSON).exists():
+        return False
+    for line in lines(report.read(folder)):
+        click.echo(printable(line))
+    click.echo(f"\nfor a browser: {folder / report.HTML}")
+    return True
+
+
+def printable(text: str) -> str:
+    """Return text without what could steer a terminal: names of files come from strangers."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

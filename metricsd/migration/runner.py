@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import resource
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +25,7 @@ from metricsd.errors import MetricsdError, MigrationPaused, StoreReplaced, Store
 from metricsd.migration.custom_rules import CustomRules
 from metricsd.migration.discover import common_root
 from metricsd.migration.ledger import Ledger, read_ledger
+from metricsd.migration.memory import peak_rss_mb
 from metricsd.migration.model import (
     Confidence,
     Counts,
@@ -196,7 +195,7 @@ class Runner:
         if is_resumed:
             check_unchanged(work)
         manifest, validator, sinks = self._begun(stack, work)
-        self._total, self._read = totals["bytes"], 0
+        self._total, self._read = totals["line_bytes"], 0
         self._load(stack, work, sinks, validator)
         crash_point("migrate_loaded")
         return self._conclude(manifest, sinks, validator)
@@ -285,7 +284,7 @@ class Runner:
         return self._concluded(manifest, sinks, validator)
 
     def _concluded(self, manifest: Manifest, sinks: Sequence[Sink], validator: Validator) -> Summary:
-        result = self._result(manifest, sinks[0].digest())
+        result = self._result(manifest, sinks[0])
         if self._home.proof is None:
             return self._unproven(sinks[0], validator, result.digest)
         self._tell(PROVE, 0)
@@ -357,7 +356,8 @@ class Runner:
         total = self._counts.total
         self._home.tell(Told(stage, min(self._read, self._total), self._total, total.source, total.rejected))
 
-    def _result(self, manifest: Manifest, digest: str) -> Result:
+    def _result(self, manifest: Manifest, sink: Sink) -> Result:
+        parts, digest = sink.progress().part, sink.digest()
         rejects, notes = count_ledger(self._folder.ledger)
         return Result(
             migration_id=self._run.id,
@@ -372,7 +372,7 @@ class Runner:
             notes=notes,
             rejects=rejects,
             stages=self._stages(),
-            parts=0,
+            parts=parts,
             digest=digest,
             report_dir=str(self._folder.report),
         )
@@ -397,7 +397,7 @@ class Runner:
             confidence=confidence,
             duration_s=round(seconds, 3),
             records_per_s=round(counts.total.source / seconds, 1) if seconds else 0.0,
-            peak_rss_mb=peak_rss_mb(),
+            peak_rss_mb=round(peak_rss_mb(), 1),
             report_dir=str(self._folder.report),
             other_events=counts.other_events,
             dry_run=is_dry,
@@ -445,7 +445,7 @@ class _Timed:
 
     def __exit__(self, *_: object) -> None:
         self._seconds[self._stage] += time.perf_counter() - self._began
-        self._rss[self._stage] = peak_rss_mb()
+        self._rss[self._stage] = round(peak_rss_mb(), 1)
 
 
 def refuse(planned: Sequence[Planned], findings: Sequence[Finding]) -> tuple[Sequence[Planned], list[Rejected]]:
@@ -479,9 +479,3 @@ def count_ledger(path: Path) -> tuple[Mapping[str, int], Mapping[str, int]]:
         elif line.entry == "note":
             notes[line.code] += 1
     return dict(rejects), dict(notes)
-
-
-def peak_rss_mb() -> float:
-    """Return the most memory that this process has used, in MiB."""
-    unit = 1024 * 1024 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

@@ -220,14 +220,25 @@ class Work:
         return [row[0] for row in self._db.execute(sql, (first, *kinds))]
 
     def totals(self) -> dict[str, int]:
-        """Return how many files are read and ignored, how many bytes and lines they have, and how many sessions."""
-        read, size, lines = self._db.execute(
-            "SELECT count(*), coalesce(sum(size), 0), coalesce(sum(lines), 0) FROM file WHERE kind != ?",
-            (FileKind.IGNORED.value,),
+        """Return how many files are read and ignored, their bytes and lines, and how many sessions there are.
+
+        `line_bytes` are those of the files that the parse reads line by line.
+        """
+        read, size, lines, line_bytes = self._db.execute(
+            "SELECT count(*), coalesce(sum(size), 0), coalesce(sum(lines), 0),"
+            " coalesce(sum(CASE WHEN entries > 0 AND kind != ? THEN size END), 0) FROM file WHERE kind != ?",
+            (FileKind.OLDER_DOCUMENT.value, FileKind.IGNORED.value),
         ).fetchone()
         ignored = self._db.execute("SELECT count(*) FROM file WHERE kind = ?", (FileKind.IGNORED.value,)).fetchone()[0]
         sessions = self._db.execute("SELECT count(*) FROM session").fetchone()[0]
-        return {"files": read, "ignored": ignored, "bytes": size, "lines": lines, "sessions": sessions}
+        return {
+            "files": read,
+            "ignored": ignored,
+            "bytes": size,
+            "lines": lines,
+            "sessions": sessions,
+            "line_bytes": line_bytes,
+        }
 
     def is_inactive(self, batch: str) -> bool:
         """Return whether an export says that this import was taken back."""
