@@ -37,6 +37,8 @@ HANDLES_KEPT_MAX = 128
 ROTATED_MAX = 64
 HANDLES_SHARE = 8
 """Of the process's descriptors at most one in so many is used for either."""
+_SHORT = (errno.EMFILE, errno.ENFILE)
+"""No descriptor is left, for the process or for the system."""
 RECHECK_S = 1.0
 """A file's times have a grain of milliseconds; after this long without a change its content is compared once more."""
 
@@ -66,6 +68,8 @@ class Listing(NamedTuple):
 
     paths: list[str]
     folders: set[str]
+    is_short: bool = False
+    """No descriptor was left to list a folder with."""
 
 
 class SharedFiles:
@@ -103,6 +107,9 @@ class SharedFiles:
         """Read what is new, a bounded number of chunks in all; files that are behind take turns."""
         self._chunks_left = CHUNKS_PER_TICK
         listing = list_shared(self._places)
+        if listing.is_short:
+            self._give_up_handles()
+            listing = list_shared(self._places)
         self._follow_vanished(listing)
         done = NOTHING
         for path in _in_turn(listing.paths, self._turn):
@@ -153,16 +160,20 @@ class SharedFiles:
         try:
             handle = growing.open_plain(path)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
+            if error.errno not in _SHORT:
                 raise
-            # Descriptors are short: those that are kept for a rotation that may never come go first.
-            self._close_kept(but=path)
+            self._give_up_handles(but=path)
             handle = growing.open_plain(path)
         self._handles[path] = handle
         self._handles.move_to_end(path)
         return handle, kept
 
-    def _close_kept(self, *, but: str) -> None:
+    def _give_up_handles(self, *, but: str = "") -> None:
+        """Close what is kept for rotations that may never come, and keep fewer from now on.
+
+        With the last descriptor in one of them nothing could be listed any more, and no capture be read.
+        """
+        self._handles_max = max(1, min(self._handles_max, len(self._handles) // 2))
         for path in [path for path in self._handles if path != but]:
             os.close(self._handles.pop(path))
 
@@ -356,6 +367,7 @@ def list_shared(places: list[str]) -> Listing:
     """Return the files to follow: the `*.jsonl` directly in each folder, and each place that is a file itself."""
     paths: dict[str, None] = {}
     folders: set[str] = set()
+    is_short = False
     for place in places:
         try:
             with os.scandir(place) as entries:
@@ -369,10 +381,10 @@ def list_shared(places: list[str]) -> Listing:
             # A single file between two rotations, if its folder is there.
             if os.path.isdir(parent := os.path.dirname(place)):  # noqa: PTH112, PTH120
                 folders.add(parent)
-        except OSError:
+        except OSError as error:
             # No permission, or no descriptors left: what lies there is not gone, it cannot be seen now.
-            continue
-    return Listing(list(paths), folders)
+            is_short = is_short or error.errno in _SHORT
+    return Listing(list(paths), folders, is_short)
 
 
 def _in_turn(paths: list[str], last: str) -> list[str]:

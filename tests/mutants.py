@@ -123,6 +123,13 @@ MUTANTS = (
         ROTATION,
     ),
     Mutant(
+        "the last descriptor is kept",
+        "metricsd/shared.py",
+        "        if listing.is_short:\n",
+        "        if False and listing.is_short:\n",
+        "tests/tail/test_follow.py::test_kept_handles_never_use_up_the_last_descriptor",
+    ),
+    Mutant(
         "what was rotated unseen is looked for behind late writes",
         "metricsd/growing.py",
         "    since = min(_written_us(moved.status), old.seen_at)\n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -73,6 +74,42 @@ def test_kept_handles_are_given_up_when_descriptors_are_short(rig: Rig, monkeypa
     rig.shared(rig.line(1), "b.jsonl")
     monkeypatch.setattr(os, "open", limited)
     assert rig.tick().added == 1
+
+
+@contextmanager
+def files_limited(number: int) -> Iterator[None]:
+    """Let no file of this process have this number or a higher one."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
+@pytest.mark.parametrize("spare", range(1, 9))
+def test_kept_handles_never_use_up_the_last_descriptor(rig: Rig, spare: int) -> None:
+    """However many there are: the next look lists the folders, reads captures, and reads files, old and new."""
+    # Numbers are limited, not files: what is free below the limit is what is meant to be.
+    highest = max(int(number) for number in os.listdir("/proc/self/fd"))
+    held = [os.dup(0)]
+    while held[-1] < highest:
+        held.append(os.dup(0))
+    limit = held[-1] + 1 + spare
+    for n in range(10):
+        rig.shared(rig.line(n), f"{n}.jsonl")
+    with files_limited(limit):
+        rig.tick()
+    rig.capture(10)
+    for n in range(11, 30):
+        rig.shared(rig.line(n), f"{n}.jsonl")
+    with files_limited(limit):
+        for _ in range(3):
+            rig.tick()
+    for each in held:
+        os.close(each)
+    assert rig.durations == list(range(30))
 
 
 def test_handles_are_bounded_with_many_files(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
