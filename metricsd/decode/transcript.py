@@ -143,7 +143,7 @@ class Transcript:
             raise LineRejected("bad_utf8", error.reason) from None
         except RecursionError:
             raise LineRejected("too_deep", "arrays or objects nested too deep") from None
-        if line.sessionId is None or not len(line.timestamp):
+        if not line.sessionId or not len(line.timestamp):
             return []
         at = time_us("timestamp", read_part(_any, line.timestamp))
         found = self._begin(line, at)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import wrap
 
 from metricsd.migration.model import Tally
 from metricsd.migration.report_model import Report
 
 RECOMMENDATIONS_MAX = 5
 MISMATCHES_MAX = 5
+WIDTH = 100
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -43,7 +45,9 @@ def lines(report: Report) -> Iterator[str]:
     if report.recommendations:
         yield ""
         for one in report.recommendations[:RECOMMENDATIONS_MAX]:
-            yield f"{one.count:>8,} x {one.rule}: {one.fix}"
+            yield from wrap(
+                f"{one.count:>8,} x {one.rule}: {one.fix}", WIDTH, subsequent_indent=" " * 11, break_on_hyphens=False
+            )
         more = len(report.recommendations) - RECOMMENDATIONS_MAX
         if more > 0:
             yield f"         and {more} more in the report"

@@ -82,10 +82,8 @@ class CallRules:
             add(found, "outcome_is_flag", place, "success", class_of(success) if "success" in raw else ABSENT)
         if type(duration) is not int or not 0 <= duration <= DAY_MS:
             _duration(raw, place, found)
-        failed = raw.get("error")
-        if (failed is not None or success is False or "error_message" in raw) and (success is False) is not (
-            failed is True
-        ):
+        failed, is_failure = raw.get("error"), success is False
+        if (failed is True) is not is_failure or (not is_failure and "error_message" in raw):
             add(found, "failure_is_consistent", place, "error", class_of(failed) if "error" in raw else ABSENT)
         if str(raw.get("timestamp"))[-1:] != "Z":
             _zone(raw, place, found)

@@ -66,13 +66,13 @@ class Transcript:
             return line if isinstance(line, Bad) else Bad("no_object")
         if not _has_types(line, _TEXTS, _FLAGS) or not _is_number_or_none(line.get("durationMs")):
             return Bad("wrong_types")
-        if line.get("sessionId") is None or "timestamp" not in line:
+        if not line.get("sessionId") or "timestamp" not in line:
             return []
         at = parse_us(line["timestamp"])
         if at is None:
             return Bad("bad_time")
         found: list[Fact] = []
-        if not self._begun and line["sessionId"]:
+        if not self._begun:
             self._begun = True
             if not line.get("isSidechain"):
                 found.append(_fact(line, at, SESSION_STARTED, "session", line["sessionId"]))
@@ -214,13 +214,13 @@ def _fact(
     agent: str | None = None, subject: str | None = None, reason: str | None = None, lines_added: int | None = None,
     lines_removed: int | None = None, extra: Row | None = None,
 ) -> Fact:  # fmt: skip
-    session = words.session_id(line["sessionId"]) if line["sessionId"] else None
+    session = words.session_id(line["sessionId"])
     branch = words.clean(line["gitBranch"]) if line.get("gitBranch") else None
     row = (
         kind, APP, NAME, at, session, tool, outcome, duration_ms, call, None, branch, model, agent, subject, reason, None,
         None, lines_added, lines_removed, extra,
     )  # fmt: skip
-    return Fact(call_identity(f"{FORM}\x1f\x1fid\x1f{what}:{own}", 0), row, at, tool, session or "")
+    return Fact(call_identity(f"{FORM}\x1f\x1fid\x1f{what}:{own}", 0), row, at, tool, session)
 
 
 def _blocks(content: object) -> list[dict[str, Any]]:
