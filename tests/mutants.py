@@ -35,6 +35,8 @@ RESTORED = "tests/sync/test_restored_store.py"
 KEEPER = "tests/daemon/test_storekeeper.py"
 STORE_FAULTS = "tests/e2e/test_failover_store.py"
 POSTGRES = "tests/cloud/test_postgres"
+PROOF = "tests/migration/test_proof.py"
+RECONCILED = "tests/migration/test_reconcile.py"
 TOTALS = "tests/analytics/test_totals_equal_events.py"
 OLDER = "tests/older/test_documents.py"
 
@@ -979,6 +981,90 @@ MUTANTS = (
         "json.dumps(sorted(summary.deleted))",
         '"[]"',
         "tests/analytics/test_tokens.py::test_tokens_are_those_of_the_events",
+    ),
+    Mutant(
+        "a comparison overlooks doubled rows",
+        "metricsd/migration/compare.py",
+        "                if ours:\n                    rows.extra += 1\n",
+        "                if not ours:\n                    rows.extra += 1\n",
+        f"{PROOF}::test_whatever_happens_to_the_target_is_found_and_named",
+    ),
+    Mutant(
+        "a comparison takes what is missing for left out",
+        "metricsd/migration/compare.py",
+        "                rows.missing += 1\n",
+        "                rows.excluded += 1\n",
+        f"{PROOF}::test_whatever_happens_to_the_target_is_found_and_named",
+    ),
+    Mutant(
+        "a comparison trusts rows that it brought itself",
+        "metricsd/migration/compare.py",
+        "            elif ours:\n                rows.different += 1\n",
+        "            elif not ours:\n                rows.different += 1\n",
+        f"{PROOF}::test_whatever_happens_to_the_target_is_found_and_named",
+    ),
+    Mutant(
+        "faults are never put in",
+        "metricsd/migration/sensitivity/measure.py",
+        "        with opened(seams):\n",
+        "        with opened(_NO_FAULT):\n",
+        f"{PROOF}::test_enough_faults_make_a_pass",
+    ),
+    Mutant(
+        "counts reconcile without the second reader",
+        "metricsd/migration/reconcile.py",
+        '    return [f"{one:,} {what}, {other:,} {which}" for what, one, which, other in pairs if one != other]\n',
+        '    return [f"{one:,} {what}, {other:,} {which}" for what, one, which, other in pairs[1:2] if one != other]\n',
+        f"{RECONCILED}::test_every_sum_is_compared",
+    ),
+    Mutant(
+        "the second reader forgets equal facts too early",
+        "metricsd/migration/second/numbers.py",
+        "REMEMBERED_MAX = 1024\n",
+        "REMEMBERED_MAX = 1000\n",
+        "tests/migration/test_second_reader.py::test_both_number_equal_facts_alike",
+    ),
+    Mutant(
+        "a score is rounded up to a hundred",
+        "metricsd/migration/confidence.py",
+        "    return math.floor(round(share * 10_000, 6)) / 100\n",
+        "    return round(share * 100, 2)\n",
+        "tests/migration/test_evidence.py::test_percentages_are_cut_and_not_rounded",
+    ),
+    Mutant(
+        "hashes of rows have no key",
+        "metricsd/migration/digest.py",
+        "blake2b(digest_size=_HASH_BYTES, key=key)",
+        "blake2b(digest_size=_HASH_BYTES)",
+        "tests/migration/test_evidence.py::test_different_values_have_different_hashes",
+    ),
+    Mutant(
+        "a run of rules forgets the last call when it is cut off",
+        "metricsd/migration/validate.py",
+        "        running.last_call = calls.last\n",
+        "",
+        "tests/migration/test_rules.py::test_a_resumed_run_finds_what_an_undisturbed_one_does",
+    ),
+    Mutant(
+        "rows pass that a broken rule of one's own never saw",
+        "metricsd/migration/custom_rules.py",
+        '                raise UsageError(f"{self.path}: {error}: repair it, then resume the run") from error\n',
+        "                continue\n",
+        "tests/migration/test_custom_rules.py::test_a_file_that_fails_stops_the_run",
+    ),
+    Mutant(
+        "a finding shows the value",
+        "metricsd/migration/rules_calls.py",
+        'add(found, "tool_is_name", place, "tool_name", class_of(raw.get("tool_name")))',
+        'add(found, "tool_is_name", place, "tool_name", str(raw.get("tool_name")))',
+        "tests/migration/test_rules.py::test_a_rule_on_calls_fires",
+    ),
+    Mutant(
+        "a page shows names as they are",
+        "metricsd/migration/report_page.py",
+        "    return f'<span class=\"mono\">{escape(text)}</span>'\n",
+        "    return f'<span class=\"mono\">{text}</span>'\n",
+        "tests/migration/test_report.py::test_the_page_shows_a_hostile_name_as_text",
     ),
 )
 
