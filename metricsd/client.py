@@ -44,6 +44,7 @@ from metricsd.errors import (
 from metricsd.protocol import (
     PREFIX,
     Capabilities,
+    ChangesReply,
     EnrolReply,
     EnrolRequest,
     EraseReply,
@@ -221,6 +222,11 @@ class CloudClient:
         """Return the page of the feed behind `cursor` ("" from the start); raise HistoryChanged for a lost cursor."""
         query = {"cursor": cursor, "limit": str(limit)} | ({"only": "records"} if only_records else {})
         return await self._fetch("GET", f"/changes?{httpx.QueryParams(query)}", None, ChangesPage)
+
+    async def everything(self, cursor: str, limit: int) -> ChangesReply:
+        """Return a page of all that the user has there, what this device wrote included, to compare with."""
+        query = {"cursor": cursor, "limit": str(limit), "own": "1"}
+        return await self._fetch("GET", f"/changes?{httpx.QueryParams(query)}", None, ChangesReply)
 
     async def erase(self, device_id: str) -> EraseReply:
         """Take a device's data back: the cloud forgets what it wrote and revokes it. Doing it again changes nothing."""

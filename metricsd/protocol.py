@@ -212,7 +212,10 @@ class Change(Struct, kw_only=True, omit_defaults=True):
 
 
 class ChangesReply(Struct, kw_only=True):
-    """`GET /changes?cursor=&limit=&only=records`: `cursor` continues after the last item; `more` says whether to ask at once."""
+    """`GET /changes?cursor=&limit=&only=records&own=1`: `cursor` continues after the last item; `more`: ask at once.
+
+    A device is shown what others wrote; with `own=1` what it wrote itself as well.
+    """
 
     items: list[Change]
     cursor: str

@@ -1022,7 +1022,7 @@ MUTANTS = (
         "metricsd/migration/second/numbers.py",
         "REMEMBERED_MAX = 1024\n",
         "REMEMBERED_MAX = 1000\n",
-        "tests/migration/test_second_reader.py::test_both_number_equal_facts_alike",
+        "tests/migration/test_second_reader.py::test_both_forget_a_fact_after_1024_others",
     ),
     Mutant(
         "a score is rounded up to a hundred",

@@ -106,11 +106,15 @@ class EventOutcome(Struct, frozen=True):
 
 
 class FeedQuery(Struct, frozen=True):
-    """What to read of the feed: after `cursor`, at most `limit` items, events too unless `only_records`."""
+    """What to read of the feed: after `cursor`, at most `limit` items, events too unless `only_records`.
+
+    `own` brings what the asking device wrote as well, for one that compares and not for one that pulls.
+    """
 
     cursor: str
     limit: int
     only_records: bool
+    own: bool = False
 
 
 class TenantPolicy(Struct, frozen=True):

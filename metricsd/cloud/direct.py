@@ -178,7 +178,10 @@ def _feed_query(call: Call, page_max: int) -> FeedQuery:
         raise refuse(400, "bad_request", "limit is a number from 1", limit="page_max")
     if only not in (None, "records"):
         raise refuse(400, "bad_request", "only is records, or not given")
-    return FeedQuery(cursor[:CURSOR_CHARS_MAX], min(wanted, page_max), only == "records")
+    own = call.query("own")
+    if own not in (None, "1"):
+        raise refuse(400, "bad_request", "own is 1, or not given")
+    return FeedQuery(cursor[:CURSOR_CHARS_MAX], min(wanted, page_max), only == "records", own is not None)
 
 
 async def _aside(cloudlet: Cloudlet, body: bytes, parse: Callable[[], T]) -> T:

@@ -60,6 +60,7 @@ _FEED = [
     {"name": "cursor", "in": "query", "required": False, "schema": {"type": "string"}},
     {"name": "limit", "in": "query", "required": False, "schema": {"type": "integer", "minimum": 1}},
     {"name": "only", "in": "query", "required": False, "schema": {"enum": ["records"]}},
+    {"name": "own", "in": "query", "required": False, "schema": {"enum": ["1"]}},
 ]
 
 

@@ -50,7 +50,8 @@ async def read_page(session: Session, writer: Writer, query: FeedQuery, now: int
         if person is None:
             return ChangesReply(items=[], cursor=await _cursor(db, head.change), more=False, server_time=now)
         window = await _window(db, head, person, after, query.only_records)
-        bounds = (person, NOBODY if own is None or writer.device is None else own, window.after)
+        passed_over = NOBODY if own is None or writer.device is None or query.own else own
+        bounds = (person, passed_over, window.after)
         last, cut = await _end(db, bounds, window, query)
         items = await _items(session, db, (*bounds, last, query.limit), only_records=query.only_records)
         return ChangesReply(items=items, cursor=await _cursor(db, last), more=cut or not window.whole, server_time=now)

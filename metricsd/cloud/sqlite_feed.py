@@ -49,7 +49,7 @@ def read_page(db: sqlite3.Connection, terms: Terms, writer: Writer, query: FeedQ
     if 0 < after < horizon(db):
         raise refuse(410, "cursor_expired", "deletions behind the cursor are forgotten; start again without one")
     user = terms.find(writer.user)
-    own = NOBODY if writer.device is None else terms.find(writer.device)
+    own = NOBODY if writer.device is None or query.own else terms.find(writer.device)
     window = _window(db, user, after, query.only_records)
     items: list[Change] = []
     size, last = 0, window.after

@@ -154,6 +154,8 @@ class Records(Protocol):
     """A target, as the comparison of records asks it."""
 
     by: Figures
+    keeps_local: bool
+    """Whether what stays on a machine (folders, names of people) is part of it."""
 
     def record(self, kind: str, record_id: str) -> Stored | None: ...
     def kept_of(self, session: str) -> Mapping[str, Any] | None: ...
@@ -284,7 +286,7 @@ class Comparer:
         there = target.record(SESSION, f"{APP}/{note.session}")
         wrong, otherwise = _fields(fields, there, before_ms)
         who = {"user": note.user, "working_directory": note.directory, "git_branch": note.branch}
-        local = {name: value for name, value in {**who, **note.kept}.items() if value}
+        local = {name: value for name, value in {**who, **note.kept}.items() if value and target.keeps_local}
         extra: Mapping[str, Any] = (target.kept_of(note.session) or {}) if local else {}
         if local and not extra and (is_full or len(msgspec.json.encode(local)) > EXTRA_ITEM_BYTES_MAX):
             local = {}

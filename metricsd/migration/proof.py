@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
 from metricsd.errors import MetricsdError
 from metricsd.migration.baseline import Likeness, Metric, likenesses, metrics
-from metricsd.migration.compare import Comparer, Comparison, excluded_places
+from metricsd.migration.compare import Comparer, Comparison, Records, excluded_places
 from metricsd.migration.confidence import Evidence, judge
 from metricsd.migration.figures import Figures
 from metricsd.migration.ledger import Line, read_ledger
@@ -26,10 +26,10 @@ from metricsd.migration.rules import BY_ID, REASON_PREFIX
 from metricsd.migration.rules_calls import add
 from metricsd.migration.second.books import Books
 from metricsd.migration.second.reader import BOOKS, SIDE, Reading
+from metricsd.migration.second.wire import Sent
 from metricsd.migration.second_process import Beside, SecondReading
 from metricsd.migration.sensitivity.measure import FAULTS, OfKind, Sensitivity, decode
 from metricsd.migration.side import Side
-from metricsd.migration.target_store import StoreTarget
 from metricsd.migration.validate import Recommendation, Validator, percent, quality_score, recommend
 
 WORKERS = 2
@@ -37,7 +37,7 @@ WORKERS = 2
 OPAQUE_REASONS = frozenset(("too_old", "store_refused"))
 """Reasons of a target to refuse a row, which the source does not tell."""
 SESSIONS_WITHOUT_CALLS_SHARE = 0.5
-_FOLDER = "proof"
+FOLDER = "proof"
 _TARGET = "target"
 
 
@@ -63,14 +63,30 @@ class Proof(Struct, frozen=True):
     seconds: float
 
 
+class Target(Records, Protocol):
+    """A target that can be read back."""
+
+    def read_events(self, side: Side, key: bytes, *, everything: bool) -> int:
+        """Write its events into a side; with `everything`, also those that this run did not bring."""
+        ...
+
+    def is_hooked(self, session: str) -> bool:
+        """Return whether hooks captured a session, so that its transcript is not counted as well."""
+        ...
+
+
 class Task(NamedTuple):
-    """What a proof needs to know: the run, its private folder, its ledger, and how its target is opened."""
+    """What a proof needs to know: the run, its private folder, its ledger, and how its target is opened.
+
+    `sent` says how rows leave this machine, where the target is the cloud.
+    """
 
     run: str
     folder: Path
     ledger: Path
-    open_target: Callable[[], AbstractContextManager[StoreTarget]]
+    open_target: Callable[[], AbstractContextManager[Target]]
     faults: int = FAULTS
+    sent: Sent | None = None
 
 
 class Prover:
@@ -84,8 +100,8 @@ class Prover:
 
     def begin(self, manifest: Manifest, started_us: int) -> None:
         """Begin to read the source a second time, and to put faults into a sample of it."""
-        folder = self._task.folder / _FOLDER
-        self._second = SecondReading(folder, manifest.files, started_us)
+        folder = self._task.folder / FOLDER
+        self._second = SecondReading(folder, manifest.files, started_us, self._task.sent)
         self._started_us = started_us
         for seed in range(1, WORKERS + 1) if self._task.faults else ():
             faults = self._task.faults // WORKERS

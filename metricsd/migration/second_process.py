@@ -21,6 +21,7 @@ from metricsd.migration.digest import new_key
 from metricsd.migration.model import FileKind, SourceFile
 from metricsd.migration.second.files import File
 from metricsd.migration.second.reader import FILES, READING, TASK, Reading, Task
+from metricsd.migration.second.wire import Sent
 
 _DOCUMENT, _SESSION_LINES, _LINES = 0, 1, 2
 _SESSION_FOLDERS = ("sessions", "tool_metrics")
@@ -57,13 +58,16 @@ class Beside:
 class SecondReading:
     """One reading at work. Close it in any case: that ends the process and removes what it wrote."""
 
-    def __init__(self, folder: Path, files: Iterable[SourceFile], now_us: int) -> None:
-        """Begin to read `files`, with their sizes as surveyed; `folder` is private and is made anew."""
+    def __init__(self, folder: Path, files: Iterable[SourceFile], now_us: int, sent: Sent | None = None) -> None:
+        """Begin to read `files`, with their sizes as surveyed; `folder` is private and is made anew.
+
+        `sent` says how rows leave this machine, where the target is the cloud.
+        """
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         self.folder = folder
         self.key = new_key()
-        (folder / TASK).write_bytes(msgspec.json.encode(Task(self.key.hex(), now_us)))
+        (folder / TASK).write_bytes(msgspec.json.encode(Task(self.key.hex(), now_us, sent)))
         with (folder / FILES).open("w", encoding="utf-8", errors="surrogateescape") as listed:
             for number, file in enumerate(files):
                 if file.kind is not FileKind.IGNORED:

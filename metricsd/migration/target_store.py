@@ -70,6 +70,7 @@ class StoreTarget:
     """One snapshot of the store. Use within `opened`."""
 
     name = "store"
+    keeps_local = True
 
     def __init__(self, db: sqlite3.Connection, run: str) -> None:
         self._db = db

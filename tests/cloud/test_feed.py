@@ -112,11 +112,28 @@ async def test_own_records_come_back(cloud: CloudUnderTest) -> None:
     assert len(await device.feed()) == len(await other.feed()) == 1
 
 
+async def test_a_device_that_asks_for_all_gets_its_own_events_too(cloud: CloudUnderTest) -> None:
+    """To compare what it sent with what is there; what another user has stays unseen."""
+    device, other, stranger = await cloud.device(), await cloud.device(), await cloud.device(user="bob")
+    own, others = events(3), event(9)
+    await device.push(own)
+    await other.push([others])
+    await stranger.push([event(11)])
+    await device.put(record(1))
+    seen: list[str] = []
+    cursor, more = "", True
+    while more:
+        page = (await cloud.get(f"/changes?cursor={cursor}&limit=2&own=1", device.token)).json()
+        seen += [item["event"]["id"] if "event" in item else item["record"]["id"] for item in page["items"]]
+        cursor, more = page["cursor"], page["more"]
+    assert seen == [*(one["id"] for one in own), others["id"], "s1"]
+
+
 async def test_the_limit_is_clamped_and_checked(cloud: CloudUnderTest) -> None:
     """A page is never longer than `page_max`; nonsense is 400."""
     device = await cloud.device()
     assert (await device.try_changes(limit=10**9)).status_code == 200
-    for query in ("limit=0", "limit=-1", "limit=x", "limit=1e3", "only=events"):
+    for query in ("limit=0", "limit=-1", "limit=x", "limit=1e3", "only=events", "own=0"):
         assert (await cloud.get(f"/changes?{query}", device.token)).status_code == 400
 
 

@@ -251,12 +251,22 @@ def test_both_number_equal_facts_alike(picks: list[int], flood: int) -> None:
         assert one.next(f"fact {pick}".encode()) == other.next(f"fact {pick}")
 
 
+@pytest.mark.parametrize(("between", "number"), [(1023, 1), (1024, 0)])
+def test_both_forget_a_fact_after_1024_others(between: int, number: int) -> None:
+    """The last 1,024 different facts are remembered, the one itself among them."""
+    one, other = Occurrences(), Numbers()
+    for fact in ["a", *map(str, range(between))]:
+        assert one.next(fact.encode()) == other.next(fact) == 0
+    assert one.next(b"a") == other.next("a") == number
+
+
 def test_the_second_reader_imports_nothing_of_the_first() -> None:
     """Its modules name none of the first one's; `make check` looks at what those import in turn."""
     folder = Path(lines.__file__).parent
     text = "\n".join(path.read_text() for path in folder.glob("*.py"))
     named = {line.split()[1] for line in text.splitlines() if line.startswith("from metricsd")}
     assert named <= {
-        "metricsd.decode.subjects", "metricsd.migration.bounds", "metricsd.migration.digest", "metricsd.migration.figures",
+        "metricsd.decode.subjects", "metricsd.sync.outgoing",  # closed lists
+        "metricsd.migration.bounds", "metricsd.migration.digest", "metricsd.migration.figures",
         "metricsd.migration.memory", "metricsd.migration.rows", "metricsd.migration.side", "metricsd.migration.second",
     } | {name for name in named if name.startswith("metricsd.migration.second.")}  # fmt: skip

@@ -28,6 +28,7 @@ from metricsd.migration.second.numbers import Numbers
 from metricsd.migration.second.sessions import Note, project_name
 from metricsd.migration.second.shapes import Bad
 from metricsd.migration.second.transcripts import Transcript
+from metricsd.migration.second.wire import Sent, Wire
 from metricsd.migration.second.words import session_id
 from metricsd.migration.side import Side
 
@@ -35,6 +36,7 @@ TASK, FILES, READING, SIDE, BOOKS = "task.json", "files.jsonl", "reading.json", 
 NO_SESSION = ("default-session", "default")
 CALLS, SESSIONS = "calls", "sessions"
 _TOO_LONG, _UNREADABLE = Bad("too_long"), Bad("unreadable")
+_TOOL = EVENT_COLUMNS.index("tool")
 _OUTCOME, _DURATION = EVENT_COLUMNS.index("outcome"), EVENT_COLUMNS.index("duration_ms")
 _NAMES = {True: (SESSION_STARTED, "session_start"), False: (SESSION_ENDED, "session_end")}
 
@@ -44,6 +46,8 @@ class Task(msgspec.Struct, frozen=True):
 
     key: str
     now_us: int
+    wire: Sent | None = None
+    """How rows leave this machine, where the target is the cloud."""
 
 
 class Reading(msgspec.Struct):
@@ -78,6 +82,7 @@ class Reader:
         self._hash = RowHash(bytes.fromhex(task.key))
         self._latest_us = task.now_us + AHEAD_US
         self.side = Side(folder / SIDE)
+        self._sent = None if task.wire is None else Wire(task.wire)
         self._books = Books(folder / BOOKS, create=True)
         self._cell_numbers: dict[tuple[int, str], int] = {}
         self._announced: tuple[object, object] | None = None
@@ -176,6 +181,9 @@ class Reader:
         return refused is not None
 
     def _add(self, identity: int, row: Row, at: int, tool: str | None, place: int) -> None:
+        if self._sent is not None:
+            row = self._sent(row)
+            tool = None if tool is None else str(row[_TOOL])
         self.side.add(identity, self._hash(row), self._cell(day_of(at), tool or ""), place)
         if row[0] == TOOL_USED:
             duration = row[_DURATION]
@@ -193,10 +201,13 @@ class Reader:
 
     def _row(self, call: Call, number: int, place: int, session: str | None) -> None:
         at, tool, outcome, duration = call.at, call.tool, call.outcome, call.duration_ms
-        row = (
+        row: Row = (
             TOOL_USED, lines.APP, lines.CALL_NAME, at, session, tool, outcome, duration, None, None, None, None,
             call.agent, call.subject, None, None, call.output_bytes, call.lines_added, call.lines_removed, call.extra,
         )  # fmt: skip
+        if self._sent is not None:
+            row = self._sent(row)
+            tool = str(row[_TOOL])
         day = day_of(at)
         cell = self._cell_numbers.get((day, tool))
         if cell is None:
@@ -228,13 +239,11 @@ class Reader:
         for starts, at in ((True, note.start), (False, note.end)):
             if at is not None:
                 kind, name = _NAMES[starts]
-                row = (
+                row: Row = (
                     kind, lines.APP, name, at, session_id(note.session), None, None, None, None, project, note.branch,
                     None, None, None, None, None, None, None, None, None,
                 )  # fmt: skip
-                self.side.add(
-                    lines.edge_identity(note.session, starts=starts), self._hash(row), self._cell(day_of(at), ""), place
-                )
+                self._add(lines.edge_identity(note.session, starts=starts), row, at, None, place)
 
     def _settle_unowned(self) -> None:
         for (values, number, place), owner in self._books.owned():

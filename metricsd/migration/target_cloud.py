@@ -1,0 +1,162 @@
+"""The target side of a comparison where the target is the cloud: everything that the user has there, by its API.
+
+What the cloud answers is what it stored; nothing of it comes from what was sent. Pages are read once, from the beginning
+of its history, and records and sums of sessions are kept in a small database of the run's private folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from metricsd.client import CloudClient
+from metricsd.config import Sync
+from metricsd.identity import Credentials
+from metricsd.migration.digest import Cell, RowHash
+from metricsd.migration.figures import Figures
+from metricsd.migration.rows import EVENT, SESSION_ENDED, SESSION_STARTED, TOOL_USED, TRANSCRIPT, day_of, flat
+from metricsd.migration.side import Side
+from metricsd.migration.target_store import OURS, Counted, Stored
+from metricsd.protocol import Change, RecordState, WireEvent
+
+PAGE_ITEMS = 1000
+_SCHEMA = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+CREATE TABLE record (type TEXT, id TEXT, fields TEXT, stamps TEXT, deleted INTEGER, PRIMARY KEY (type, id)) WITHOUT ROWID;
+CREATE TABLE session (app TEXT, session TEXT, calls INTEGER, start INTEGER, ended INTEGER, project TEXT,
+    PRIMARY KEY (session, app)) WITHOUT ROWID;
+"""
+_ADD = """
+INSERT INTO session VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET calls = calls + excluded.calls,
+    start = min(start, excluded.start), ended = coalesce(max(ended, excluded.ended), ended, excluded.ended),
+    project = coalesce(project, excluded.project)
+"""
+_HALF = 1 << 63
+
+Connect = Callable[[str, str, Sync], CloudClient]
+
+
+class CloudTarget:
+    """What the cloud has of one user. Use within `open_cloud`."""
+
+    name = "cloud"
+    keeps_local = False
+    """What stays on a machine is not there."""
+
+    def __init__(self, folder: Path, run: str, login: Credentials, settings: Sync, connect: Connect) -> None:
+        self._db = sqlite3.connect(folder / "cloud.db", isolation_level=None)
+        self._db.executescript(_SCHEMA)
+        self._prefix = f"{run}."
+        self._login = login
+        self._settings = settings
+        self._connect = connect
+        self.by = Figures()
+
+    def read_events(self, side: Side, key: bytes, *, everything: bool) -> int:
+        """Write all events into `side`, whether this run brought them or not, and keep the records. Return how many it did."""
+        return asyncio.run(self.read(side, key))
+
+    async def read(self, side: Side, key: bytes) -> int:
+        """Do what `read_events` does, from within an event loop."""
+        row_hash, own, number = RowHash(key), 0, 0
+        client = self._connect(self._login.url, self._login.token, self._settings)
+        try:
+            cursor, more = "", True
+            self._db.execute("BEGIN")
+            while more:
+                page = await client.everything(cursor, PAGE_ITEMS)
+                for item in page.items:
+                    number += 1
+                    own += self._take(item, number, side, row_hash)
+                cursor, more = page.cursor, page.more
+            self._db.execute("COMMIT")
+        finally:
+            await client.close()
+        return own
+
+    def record(self, kind: str, record_id: str) -> Stored | None:
+        """Return a record; None where there is none."""
+        sql = "SELECT fields, stamps, deleted FROM record WHERE type = ? AND id = ?"
+        found = self._db.execute(sql, (kind, record_id)).fetchone()
+        if found is None:
+            return None
+        fields: dict[str, Any] = json.loads(found[0])
+        set_ms = {name: int(text[:12], 16) for name, text in json.loads(found[1]).items()}
+        return Stored(fields, set_ms, bool(found[2]), str(fields.get("batch") or "").startswith(self._prefix))
+
+    def kept_of(self, session: str) -> Mapping[str, Any] | None:
+        """Return nothing: what is kept of a session on a machine never leaves it."""
+        return None
+
+    def kept_bytes(self) -> int:
+        """Return nothing, as above."""
+        return 0
+
+    def is_hooked(self, session: str) -> bool:
+        """Return whether hooks captured a session: the store alone could tell, and the load asked it."""
+        return False
+
+    def session(self, app: str, session: str) -> Counted:
+        """Return what the cloud's events of a session add up to."""
+        sql = "SELECT calls, start, ended, project FROM session WHERE session = ? AND app = ?"
+        found = self._db.execute(sql, (session, app)).fetchone()
+        return Counted(0, None, None, None) if found is None else Counted(*found)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def _take(self, item: Change, number: int, side: Side, row_hash: RowHash) -> bool:
+        if item.event is None:
+            if item.record is not None:
+                self._keep(item.record)
+            return False
+        event = item.event
+        is_ours = (event.batch or "").startswith(self._prefix)
+        cell = side.number(Cell(EVENT, day_of(event.at), event.tool or ""))
+        identity = int(event.id[16:], 16)
+        side.add(identity, row_hash(_row(event)), cell, number << 1 | (OURS if is_ours else 0))
+        if is_ours and event.kind == TOOL_USED:
+            self.by.call(event.tool or "", event.outcome != "ok", event.duration_ms)
+        self._count(event)
+        return is_ours
+
+    def _count(self, event: WireEvent) -> None:
+        if event.session is not None:
+            start = event.at if event.kind != SESSION_ENDED else None
+            end = event.at if event.kind == SESSION_ENDED else None
+            project = event.project if event.kind == SESSION_STARTED else None
+            calls = int(event.kind == TOOL_USED)
+            self._db.execute(_ADD, (event.app, event.session, calls, start if start is not None else end, end, project))
+
+    def _keep(self, record: RecordState) -> None:
+        row = (record.type, record.id, json.dumps(record.fields), json.dumps(record.stamps), record.deleted)
+        self._db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?)", row)
+
+
+@contextlib.contextmanager
+def open_cloud(
+    folder: Path, run: str, login: Credentials, settings: Sync, connect: Connect = CloudClient
+) -> Iterator[CloudTarget]:
+    """Give the cloud as a target; `folder` is private to the run."""
+    target = CloudTarget(folder, run, login, settings, connect)
+    try:
+        yield target
+    finally:
+        target.close()
+
+
+def _row(event: WireEvent) -> tuple[object, ...]:
+    is_transcript = event.name == TRANSCRIPT
+    return (
+        event.kind, event.app, event.name, event.at, event.session, event.tool, event.outcome, event.duration_ms, event.call,
+        None if is_transcript else event.project, event.branch, event.model, event.agent, event.subject, event.reason,
+        None if is_transcript else event.input_bytes, None if is_transcript else event.output_bytes, event.lines_added,
+        event.lines_removed, flat(event.extra),
+    )  # fmt: skip
