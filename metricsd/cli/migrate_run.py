@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 NOTICE_TIMEOUT_S = 1.0
 SYNC_TIMEOUT_S = 3600.0
-DATABASE_BATCH = 5000
-"""Events in one COPY."""
+DATABASE_BATCH = 2500
+"""Events in one COPY: two to a part, so that the database works while the next one is made."""
 STORE, CLOUD, BOTH = "store", "cloud", "both"
 _ROLE = "migrate"
 

@@ -170,7 +170,9 @@ def _file(path: str, name: str, kind: FileKind, why: str) -> SourceFile:
     except OSError:
         # Gone between two looks: the survey says so.
         stamp = ()
-    return SourceFile(name=name, path=path, kind=kind, packed=is_packed(name), why=why, stamp=stamp)
+    # A name that is no UTF-8 is told with its odd bytes spelt out; the path stays as the system takes it.
+    told = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return SourceFile(name=told, path=path, kind=kind, packed=is_packed(name), why=why, stamp=stamp)
 
 
 def _is_file(root: Path) -> bool:

@@ -8,6 +8,7 @@ while it surveys goes on behind the last file that is done.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -22,10 +23,10 @@ from metricsd.older.sessions import OVERLAPPING_MAX, Span, owner_among, person_o
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value ANY) STRICT;
-CREATE TABLE IF NOT EXISTS found (grp INTEGER, name TEXT PRIMARY KEY, path TEXT, kind TEXT, packed INTEGER, why TEXT, stamp TEXT) STRICT;
+CREATE TABLE IF NOT EXISTS found (grp INTEGER, name TEXT PRIMARY KEY, path BLOB, kind TEXT, packed INTEGER, why TEXT, stamp TEXT) STRICT;
 CREATE TABLE IF NOT EXISTS file (
     number INTEGER PRIMARY KEY,         -- the order of reading
-    name TEXT NOT NULL, path TEXT NOT NULL, kind TEXT NOT NULL, packed INTEGER NOT NULL, why TEXT NOT NULL, stamp TEXT NOT NULL,
+    name TEXT NOT NULL, path BLOB NOT NULL, kind TEXT NOT NULL, packed INTEGER NOT NULL, why TEXT NOT NULL, stamp TEXT NOT NULL,
     size INTEGER NOT NULL DEFAULT 0, digest TEXT NOT NULL DEFAULT '', lines INTEGER NOT NULL DEFAULT 0,
     entries INTEGER NOT NULL DEFAULT 0  -- lines that the survey leaves to the parse
 ) STRICT;
@@ -135,7 +136,15 @@ class Work:
             for group, file in files:
                 self._db.execute(
                     "INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (group, file.name, file.path, file.kind.value, file.packed, file.why, _stamp_text(file.stamp)),
+                    (
+                        group,
+                        file.name,
+                        os.fsencode(file.path),
+                        file.kind.value,
+                        file.packed,
+                        file.why,
+                        _stamp_text(file.stamp),
+                    ),
                 )
             self._db.execute(
                 "INSERT INTO file (name, path, kind, packed, why, stamp)"
@@ -341,7 +350,7 @@ def _grouped(rows: Iterable[tuple[Any, ...]], *, by: int) -> Iterator[tuple[int,
 def _file(row: tuple[Any, ...]) -> SourceFile:
     name, path, kind, packed, why, stamp, size, digest, lines = row
     return SourceFile(
-        name=name, path=path, kind=FileKind(kind), packed=bool(packed), why=why,
+        name=name, path=os.fsdecode(path), kind=FileKind(kind), packed=bool(packed), why=why,
         stamp=tuple(map(int, stamp.split())), size=size, digest=digest, lines=lines,
     )  # fmt: skip
 

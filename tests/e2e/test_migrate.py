@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 from bench.older_source import make_source
 from metricsd import spool
-from tests.e2e.support import ROOT, homes, wait_for
+from metricsd.cli.app import run_command
+from metricsd.migration import proving
+from metricsd.migration.proving import RunProof
+from tests.e2e.support import ROOT, Home, homes, wait_for
+from tests.migration.sources import RECORDED
 
 CALLS = 3000
 CAPTURES = 40
@@ -52,3 +61,33 @@ def test_daemon_and_migration_bring_one_folder_in_at_once(tmp_path: Path) -> Non
     calls = summary["tool_events"]
     assert calls["loaded"] + calls["merged"] + calls["skipped"] == truth.events + truth.announced
     assert calls["source"] == truth.events + truth.announced + truth.bad_lines
+
+
+@pytest.mark.parametrize("target", ["both", "cloud"])
+def test_history_reaches_a_cloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Over the store and its sync, or straight: the cloud has every event once; with `cloud` the store keeps none."""
+    with homes(tmp_path, "home") as (home,):
+        home.environment |= {"METRICSD_TAIL_OLDER_HOOKS": ""}
+        home.start_ready("--with-cloud")
+        wait_for(lambda: home.status()["sync"]["last_success"], "the daemon is a device of its cloud")
+        monkeypatch.setenv("METRICSD_HOME", str(home.folder))
+        monkeypatch.setattr(proving, "RunProof", partial(RunProof, faults=10))
+        run_command(["migrate", "run", str(RECORDED / "six"), "--to", target, "--json"])
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (summary["tool_events"]["loaded"], summary["sessions"]["loaded"]) == (54, 6)
+        home.run("sync")
+        assert in_cloud(home) == 66
+        assert home.query("SELECT count(*) FROM event") == [(66 if target == "both" else 0,)]
+        home.end()
+
+
+def in_cloud(home: Home) -> int:
+    """Return how many events the home's own cloud holds, read from its files."""
+    total = 0
+    for path in (home.folder / "state" / "cloud").rglob("*.db"):
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'event'").fetchone():
+                total += db.execute("SELECT count(*) FROM event").fetchone()[0]
+    return total

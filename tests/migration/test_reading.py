@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,28 @@ def test_a_source_that_changed_is_refused_and_one_that_grew_is_not(tmp_path: Pat
     path.write_bytes(b"")
     with pytest.raises(SourceChanged):
         read(work)
+
+
+def test_a_name_that_is_no_utf8_is_read_and_told(tmp_path: Path) -> None:
+    """File systems hold any bytes; what is told of such a file can be printed."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "src") + b"/tool-\xff-metrics.jsonl"))
+    write_lines(path, [call("2026-01-05T08:00:00Z"), "torn"])
+    planned, rejected, _ = read(surveyed(tmp_path / "run", tmp_path / "src"))
+    assert len(planned) == 1
+    assert [one.place.file for one in rejected] == ["tool-\\xff-metrics.jsonl"]
+
+
+def test_links_and_odd_files_are_left_alone(tmp_path: Path) -> None:
+    """A link that leads in a circle, a pipe, a folder with a file's name: none of them is followed, opened or read."""
+    source = tmp_path / "src"
+    write_lines(source / "tool-metrics.jsonl", [call("2026-01-05T08:00:00Z")])
+    (source / "round").symlink_to(source)
+    (source / "again.jsonl").symlink_to(source / "tool-metrics.jsonl")
+    os.mkfifo(source / "pipe.jsonl")
+    (source / "folder.jsonl").mkdir()
+    work = surveyed(tmp_path / "run", source)
+    assert [file.name for file in work.files()] == ["tool-metrics.jsonl"]
+    assert len(read(work)[0]) == 1
 
 
 def test_every_file_is_explained(tmp_path: Path) -> None:
