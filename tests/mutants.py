@@ -668,6 +668,13 @@ MUTANTS = (
         f"{OLDER}::TestLate::test_calls_move_to_the_session_that_becomes_known",
     ),
     Mutant(
+        "sessions claim calls while they are being copied",
+        "metricsd/older/documents.py",
+        "        is_quiet = not self._waiting and ",
+        "        is_quiet = not self._waiting or ",
+        f"{OLDER}::TestLate::test_sessions_that_are_still_being_copied_claim_nothing",
+    ),
+    Mutant(
         "calls move that the cloud has",
         "metricsd/store/orphans.py",
         "    after = 0 if stream is None else stream.base + stream.settled_seq\n",

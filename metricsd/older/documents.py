@@ -22,7 +22,7 @@ from metricsd.errors import LineRejected
 from metricsd.ids import Occurrences
 from metricsd.lines import Unit
 from metricsd.older.lines import Adding, bad_line
-from metricsd.older.sessions import OlderSessions
+from metricsd.older.sessions import OlderSessions, Span
 from metricsd.sink import NOTHING, REFUSALS, Sink, Ticked, take_each, ticked
 from metricsd.store.orphans import Adoption
 from metricsd.store.quarantine import Reject
@@ -39,6 +39,8 @@ LIST_SHARE = 50
 YOUNG_S = 1.0
 """A file's times have a grain of milliseconds: one that changed so lately is read once more later."""
 NS_PER_S = 1_000_000_000
+QUIET_S = 5.0
+"""After this long without a document that was new, sessions claim calls that came before them."""
 HOT_MAX = 256
 """Young and half-written documents that are looked at in every round."""
 
@@ -84,11 +86,12 @@ class Documents:
         """When each folder's entries had changed (ns) when they were last listed."""
         self._looked_at: float | None = None
         self._look_cost_s = 0.0
+        self._read_at = -QUIET_S
 
     @property
     def waits(self) -> bool:
         """Whether there are documents to read, or sessions whose earlier calls have not been looked for."""
-        return bool(self._waiting or self._sessions.fresh(1))
+        return bool(self._waiting or self._claiming(1))
 
     def tick(self) -> Ticked:
         """Read what is new or has changed, a bounded number of documents. Raises StoreError, and nothing is lost."""
@@ -100,7 +103,7 @@ class Documents:
             found = self._read(path, unit)
             if found is not None:
                 read[path] = found
-        spans = self._sessions.fresh(PER_TICK)
+        spans = [] if batch else self._claiming(PER_TICK)
         unit.beside.extend(
             Adoption(APP, NO_SESSION, span.start_us, span.until_us, self._sessions.owner) for span in spans
         )
@@ -110,6 +113,8 @@ class Documents:
             self._waiting.pop(path, None)
         for path, found in read.items():
             self._settle(path, found)
+        if batch:
+            self._read_at = self._clock.monotonic()
         return done._replace(more=self.waits)
 
     def note_new(self) -> None:
@@ -118,6 +123,14 @@ class Documents:
         for path in islice(self._waiting, PER_TICK):
             if path not in self._bad:
                 self._read(path, Unit([], [], []))
+
+    def _claiming(self, limit: int) -> list[Span]:
+        """Return sessions that may claim earlier calls now: when all documents that were copied here have been read.
+
+        Half of them would claim what belongs to the other half: a session whose end is not known yet runs for long.
+        """
+        is_quiet = not self._waiting and self._clock.monotonic() - self._read_at >= QUIET_S
+        return self._sessions.fresh(limit) if is_quiet else []
 
     def _take(self, unit: Unit) -> Ticked:
         if not (unit.items or unit.rejects or unit.beside):

@@ -36,6 +36,11 @@ class Older(Rig):
         self.clock.advance(10.0)
         self.tick()
 
+    def quiet(self) -> None:
+        """Let everything be taken in, and earlier calls be claimed."""
+        self.later()
+        self.later()
+
     def write(self, path: Path, *lines: object) -> None:
         """Append lines as the hooks do."""
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,34 +42,34 @@ class TestLate:
     def test_calls_move_to_the_session_that_becomes_known(self, older: Older) -> None:
         """As when the second folder is copied here first; the counters move with them, and the ids stay."""
         older.bring("second", "mesh")
-        older.later()
+        older.quiet()
         before = {event_id for (event_id,) in older.store.db.execute("SELECT id FROM event")}
         assert set(older.owners) == {"default-session"}
         older.bring("second", "agent")
-        older.later()
+        older.quiet()
         assert counted(older) == {NAMES["second"]: 15}
         assert before < {event_id for (event_id,) in older.store.db.execute("SELECT id FROM event")}
 
     def test_after_a_restart_too(self, older: Older) -> None:
         """Nothing of it is remembered in memory alone."""
         older.write(older.mesh / "tool-metrics.jsonl", call("default-session", AT[5]))
-        older.later()
+        older.quiet()
         older.restart()
         older.document("one.json", start("one", AT[0]))
-        older.later()
+        older.quiet()
         assert counted(older) == {"one": 1}
 
     def test_only_what_the_cloud_has_not_acknowledged_moves(self, older: Older) -> None:
         """What was sent is the same everywhere, and stays."""
         outbox.enrol(older.store, DeviceId("d" * 32), "cloud")
         older.write(older.mesh / "tool-metrics.jsonl", call("default-session", AT[5]), call("default-session", AT[6]))
-        older.later()
+        older.quiet()
         stream = outbox.find(older.store)
         assert stream is not None
         first = outbox.next_items(older.store, stream, 1)[0]
         outbox.acknowledge(older.store, stream, Settled(first.seq, first.id.hex(), [first.seq]))
         older.document("one.json", start("one", AT[0]))
-        older.later()
+        older.quiet()
         assert counted(older) == {"default-session": 1, "one": 1}
 
     def test_a_session_of_somebody_else_claims_nothing(self, older: Older) -> None:
@@ -77,12 +77,12 @@ class TestLate:
         older.document("two.json", start("two", AT[0], user="eve"))
         older.document("three.json", start("three", AT[0], user="bob"))
         older.write(older.mesh / "tool-metrics.jsonl", call("default-session", AT[5]))
-        older.later()
+        older.quiet()
         older.document("four.json", start("four", AT[1], user="eve"))
-        older.later()
+        older.quiet()
         assert counted(older) == {"default-session": 1}
         older.document("one.json", start("one", AT[1]))
-        older.later()
+        older.quiet()
         assert counted(older) == {"one": 1}
 
     def test_calls_of_several_people_are_claimed_only_where_they_agree(self, older: Older) -> None:
@@ -90,16 +90,32 @@ class TestLate:
         people = ("dev1@example.test", "bob@example.test")
         lines = [call("default-session", at, user=user) for at, user in zip(AT[5:7], people, strict=True)]
         older.write(older.mesh / "tool-metrics.jsonl", *lines)
-        older.later()
+        older.quiet()
         older.document("one.json", start("one", AT[0]))
         older.document("two.json", start("two", AT[50], user="bob"))
-        older.later()
+        older.quiet()
         assert counted(older) == {"default-session": 2}
+
+    def test_sessions_that_are_still_being_copied_claim_nothing(self, older: Older) -> None:
+        """A session whose end has not arrived yet would claim the calls of those behind it."""
+        lines = [call("default-session", f"2026-01-05T{hour:02}:05:00Z") for hour in range(8, 12)]
+        older.write(older.mesh / "tool-metrics.jsonl", *lines)
+        older.later()
+        for hour in range(8, 12):
+            began = f"2026-01-05T{hour:02}:00:00Z"
+            older.document(f"s{hour}.json", start(f"s{hour}", began))
+            older.clock.advance(1.0)
+            older.tick()
+            older.document(f"s{hour}_summary.json", summary(f"s{hour}", began, f"2026-01-05T{hour:02}:30:00Z"))
+            older.clock.advance(1.0)
+            older.tick()
+        older.quiet()
+        assert counted(older) == {f"s{hour}": 1 for hour in range(8, 12)}
 
     def test_a_document_that_appears_between_two_looks_is_known_to_its_calls(self, older: Older) -> None:
         """It is there before its first call, so it is looked for when lines were read."""
         older.document("old.json", start("old", "2026-01-05T07:00:00Z"))
-        older.later()
+        older.quiet()
         take = older.tail._older._documents.tick
 
         def then_the_hooks_write(*, done: list[bool] = []) -> object:  # noqa: B006
@@ -121,7 +137,7 @@ class TestLate:
         older.document("default-session_summary.json", summary("one", AT[0], AT[9]))
         end = {"event": "session_end", "timestamp": AT[9], "session_id": "default-session", "productivity_score": 8}
         older.write(older.agent / "sessions" / "default-session.jsonl", end)
-        older.later()
+        older.quiet()
         assert [(event.kind, event.session) for event in older.events] == [
             ("session_started", "one"),
             ("session_ended", "one"),
