@@ -106,7 +106,7 @@ def token_rotate(token_id: str, overlap: str, database: str | None, as_json: boo
         click.echo(json.dumps({"token": text, "id": made.id, "replaces": token_id, "overlap_s": overlap_s}))
         return
     click.echo(text)
-    click.echo(f"{_ONCE}; token {token_id} ends in {overlap}", err=True)
+    click.echo(f"{_ONCE}; its id is {made.id}; token {token_id} {_ending(overlap, overlap_s)}", err=True)
 
 
 @token.command("revoke")
@@ -119,6 +119,10 @@ def token_revoke(token_id: str, database: str | None, as_json: bool) -> None:
 
     with_backend(database, lambda backend: revoke_token(backend.directory, token_id, SystemClock(), actor=actor()))
     print_done({"id": token_id, "revoked": True}, as_json, f"token {token_id} revoked")
+
+
+def _ending(overlap: str, overlap_s: int) -> str:
+    return f"ends in {overlap}" if overlap_s else "has ended"
 
 
 def _row(token: Token) -> dict[str, object]:

@@ -54,6 +54,8 @@ def test_tokens_are_listed_and_rotated_without_their_secrets(acme: None) -> None
     rows = {found["id"]: found for found in json.loads(listing)}
     assert rows[row["id"]]["expires_at"] is not None and rows[rotated["id"]]["expires_at"] is None
     assert {found["device"] for found in rows.values()} == {None}
+    said = run("token", "rotate", rotated["id"], "--overlap", "0h").stderr
+    assert f"token {rotated['id']} has ended" in said and told("token", "list")[-1]["id"] in said
     with pytest.raises(UsageError, match="--overlap"):
         run("token", "rotate", row["id"], "--overlap", "soon")
 
