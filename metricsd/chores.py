@@ -19,7 +19,7 @@ from metricsd.store import conflict_log
 from metricsd.store.backup import backup
 from metricsd.store.counters import close_idle
 from metricsd.store.quarantine import sweep
-from metricsd.store.retention import DAY_US, fold
+from metricsd.store.retention import DAY_US, fold, goes_on
 from metricsd.storekeeper import StoreKeeper
 
 log = structlog.get_logger("daemon")
@@ -65,6 +65,8 @@ class Chores:
 
     def _retain(self) -> int:
         store, settings = self._keeper.store, self._config.store
+        if not goes_on(store):
+            return 0
         dropped = conflict_log.sweep(store, settings.conflict_days) + sweep(
             store, older_than_us=settings.quarantine_days * DAY_US, bytes_max=settings.quarantine_bytes_max
         )

@@ -218,8 +218,8 @@ MUTANTS = (
     Mutant(
         "the fold's horizon is not kept",
         "metricsd/store/retention.py",
-        "        state.put(store, FOLD_BEFORE, horizon)\n    newest",
-        "        state.put(store, FOLD_BEFORE, 0)\n    newest",
+        "        state.put(store, FOLD_BEFORE, max(latest + 1, folded))\n",
+        "        state.put(store, FOLD_BEFORE, folded)\n",
         "tests/store/test_retention.py::TestFold::test_a_line_older_than_the_fold_is_refused_not_counted_twice",
     ),
     Mutant(
@@ -813,6 +813,20 @@ MUTANTS = (
         "            if job is None or job.next_run_time >",
         "            if job is None or job.next_run_time <",
         "tests/daemon/test_schedule.py::test_a_clock_that_is_set_back_does_not_put_chores_off",
+    ),
+    Mutant(
+        "the fold's horizon is where a wrong clock says",
+        "metricsd/store/retention.py",
+        "        state.put(store, FOLD_BEFORE, max(latest + 1, folded))\n",
+        "        state.put(store, FOLD_BEFORE, horizon)\n",
+        "tests/store/test_retention.py::TestFold::test_a_clock_that_was_years_ahead_refuses_nothing_afterwards",
+    ),
+    Mutant(
+        "a leap of the clock makes everything old",
+        "metricsd/store/retention.py",
+        "    return 0 < now - seen <= LEAP_US\n",
+        "    return 0 < now - seen\n",
+        "tests/store/test_retention.py::TestClock::test_after_a_leap_nothing_goes_by_age_before_the_next_look",
     ),
     Mutant(
         "attempts are logged",

@@ -2,7 +2,8 @@
 
 Off by default. Only what the cloud has, or what no cloud is there for, is dropped. The fold's horizon is stored
 before the first row goes: from then on an older line is refused as `too_old`, because whether it was counted can
-no longer be told.
+no longer be told. The horizon lies behind the newest row that goes and not where the clock says: a clock that is
+years ahead would otherwise have everything refused until those years are over.
 """
 
 from __future__ import annotations
@@ -14,11 +15,27 @@ from metricsd.store.ingest import FOLD_BEFORE
 
 DAY_US = 86400 * US_PER_S
 ROWS_PER_TRANSACTION = 5000
+LEAP_US = 7 * DAY_US
+"""From one hourly look to the next: a clock that went on by more was set, or slept through it."""
+LOOKED_AT = "retention_looked_us"
 ROOM_KEPT_US = DAY_US
 """However short room is, the last day stays: lines of it may still be on their way."""
 _NTH_OLDEST = "SELECT max(at) FROM (SELECT at FROM event WHERE pos <= ? ORDER BY at LIMIT ?)"
 _OLD = "SELECT pos FROM event WHERE at < ? AND pos <= ? ORDER BY pos LIMIT ?"
+_NEWEST_OLD = "SELECT max(at) FROM event WHERE at < ? AND pos <= ?"
 _DROP = f"DELETE FROM event WHERE pos IN ({_OLD})"
+
+
+def goes_on(store: Store) -> bool:
+    """Return whether the wall clock went on since the last look as clocks do, and remember this look.
+
+    After a leap everything would look old, and what is dropped then does not come back when the clock is set right:
+    what goes by age waits for one more look.
+    """
+    now, seen = store.clock.now_us(), state.get_int(store, LOOKED_AT)
+    with store.transaction():
+        state.put(store, LOOKED_AT, now)
+    return 0 < now - seen <= LEAP_US
 
 
 def fold(store: Store, *, days: int, synced_through: int | None) -> int:
@@ -28,10 +45,14 @@ def fold(store: Store, *, days: int, synced_through: int | None) -> int:
     """
     if days <= 0:
         return 0
-    horizon = max(store.clock.now_us() - days * DAY_US, state.get_int(store, FOLD_BEFORE))
-    with store.transaction(full=True):
-        state.put(store, FOLD_BEFORE, horizon)
+    folded = state.get_int(store, FOLD_BEFORE)
+    horizon = max(store.clock.now_us() - days * DAY_US, folded)
     newest = state.get_int(store, "last_pos") if synced_through is None else synced_through
+    latest = store.db.execute(_NEWEST_OLD, (horizon, newest)).fetchone()[0]
+    if latest is None:
+        return 0
+    with store.transaction(full=True):
+        state.put(store, FOLD_BEFORE, max(latest + 1, folded))
     return _drop(store, horizon, newest)
 
 

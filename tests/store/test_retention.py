@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from metricsd.chores import Chores
+from metricsd.config import Paths, load_config
 from metricsd.errors import StoreCorrupt, StoreUnavailable
+from metricsd.schedule import Chore, Schedule
 from metricsd.store import quarantine, state
 from metricsd.store.backup import backup, newest_backup
 from metricsd.store.connection import Store
 from metricsd.store.events import read_own
 from metricsd.store.ingest import Ingest
-from metricsd.store.retention import fold
+from metricsd.store.retention import fold, goes_on
+from metricsd.storekeeper import StoreKeeper
 from tests.fakes import FakeClock
 from tests.samples import make_item
 from tests.users import NOBODY, as_nobody
@@ -72,6 +78,56 @@ class TestFold:
         clock.jump(-20 * DAY_S)
         fold(store, days=30, synced_through=None)
         assert state.get_int(store, "fold_before_us") == before
+
+    def test_a_clock_that_was_years_ahead_refuses_nothing_afterwards(self, store: Store, clock: FakeClock) -> None:
+        """What was dropped by it is not taken in again, and what happens after the clock was set right is."""
+        ingest = self.filled(store, clock)
+        clock.jump(10 * 365 * DAY_S)
+        assert fold(store, days=30, synced_through=None) == 15
+        clock.jump(-10 * 365 * DAY_S)
+        clock.advance(60)
+        assert ingest.take([make_item(20, at=clock.now_us())])[:1] == (1,)
+        taken = ingest.take([make_item(14, at=clock.now_us() - 60_000_000 + 14)])
+        assert (taken.added, taken.rejected) == (0, 1), "the newest row that went stays counted once"
+        assert rollup_n(store) == 16
+
+
+class TestClock:
+    def test_after_a_leap_nothing_goes_by_age_before_the_next_look(self, store: Store, clock: FakeClock) -> None:
+        """Set ahead by years, or switched off for weeks: one more look, an hour later, and not after a set-back."""
+        assert not goes_on(store), "nobody looked before"
+        for advance_s, wanted in ((3600, True), (5 * DAY_S, True), (8 * DAY_S, False), (3600, True)):
+            clock.advance(advance_s)
+            assert goes_on(store) is wanted, advance_s
+        for jump_s, wanted in ((3650 * DAY_S, False), (-3650 * DAY_S, False), (3600, True)):
+            clock.jump(jump_s)
+            assert goes_on(store) is wanted, jump_s
+
+    def test_a_loser_outlives_an_hour_of_a_wrong_clock(self, home: Paths, clock: FakeClock) -> None:
+        """The chore itself asks: what could be restored for 90 days is still there when the clock is right again."""
+        config = load_config(home, {}, system_file=Path("/none"))
+        keeper = StoreKeeper(home, config, clock)
+        keeper.open()
+        store = keeper.store
+        store.db.execute(
+            "INSERT INTO conflict_log (at, type, record_id, local, remote, remote_rev, state) "
+            "VALUES (?, 'session', 's', '{}', '{}', '1-x', 'resolved')",
+            (clock.now_us(),),
+        )
+
+        async def run(work: Callable[[], int]) -> int:
+            return work()
+
+        chores = Chores(home, config, keeper, Schedule(config, lambda: None), run)
+        counted = "SELECT count(*) FROM conflict_log"
+        for step_s, left in ((3600, 1), (3600, 1), (3650 * DAY_S, 1), (-3650 * DAY_S, 1), (3600, 1), (100 * DAY_S, 1)):
+            clock.jump(step_s)
+            asyncio.run(chores.do(Chore.RETENTION))
+            assert store.db.execute(counted).fetchone() == (left,), step_s
+        clock.jump(3600)
+        asyncio.run(chores.do(Chore.RETENTION))
+        assert store.db.execute(counted).fetchone() == (0,), "a hundred days later it goes"
+        keeper.close()
 
 
 class TestBackup:
