@@ -116,14 +116,27 @@ def test_no_switch_within_the_dwell_but_by_hand(mode: Mode, health: Health) -> N
         assert next_mode(mode, health, None, LIMITS)[0] is mode
 
 
-@given(mode=st.sampled_from(Mode), health=healths)
+outages = st.builds(
+    _evidence,
+    st.sampled_from(StoreHealth),
+    st.sampled_from([CloudHealth.HEALTHY, CloudHealth.UNKNOWN]),
+    st.sampled_from(sorted(OUTAGE)),
+    since_switch_s=st.floats(0, 700),
+    good_probes=st.integers(0, 3),
+    relapses=st.integers(0, 7),
+    backlog_long=st.booleans(),
+)
+
+
+@given(mode=st.sampled_from([LOCAL, DEGRADED]), health=outages)
 def test_an_outage_ends_after_two_good_probes(mode: Mode, health: Health) -> None:
     """One good answer brings nothing back, and neither do two of a cloud that has just failed after its recoveries."""
     after, _ = next_mode(mode, health, None, LIMITS)
     proven = health.good_probes >= 2 and health.since_switch_s >= distrust_s(health.relapses, LIMITS)
-    back_by_evidence = after in (HYBRID, REMOTE) and after is not mode and health.cloud is not CloudHealth.NO_LOGIN
-    if back_by_evidence and health.reason in OUTAGE:
-        assert proven
+    if proven:
+        assert after is not LOCAL
+    else:
+        assert after is mode
 
 
 @given(mode=st.sampled_from(Mode), health=healths)
