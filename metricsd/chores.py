@@ -15,7 +15,7 @@ from metricsd.clock import US_PER_S
 from metricsd.config import Config, Paths
 from metricsd.errors import StoreUnavailable
 from metricsd.schedule import Chore, Schedule
-from metricsd.store import conflict_log
+from metricsd.store import conflict_log, legacy_extra
 from metricsd.store.backup import backup
 from metricsd.store.counters import close_idle
 from metricsd.store.quarantine import sweep
@@ -70,6 +70,7 @@ class Chores:
         dropped = conflict_log.sweep(store, settings.conflict_days) + sweep(
             store, older_than_us=settings.quarantine_days * DAY_US, bytes_max=settings.quarantine_bytes_max
         )
+        dropped += legacy_extra.sweep(store)
         return dropped + fold(store, days=settings.retention_days, synced_through=self._keeper.synced_through())
 
     def _back_up(self) -> int:

@@ -120,7 +120,7 @@ class LocalShelf:
         self._waiting: list[tuple[Writes, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="legacy-read")
-        self._figures: dict[tuple[int, int, tuple[int, ...]], Figures] = {}
+        self._figures: dict[tuple[int, bool, int, tuple[int, ...]], Figures] = {}
 
     async def loop(self) -> None:
         """Take in what waits for the store, as soon as it can be used, for ever."""
@@ -150,13 +150,13 @@ class LocalShelf:
     async def calls(self, session: str) -> Sequence[Call]:
         return await self._read(partial(_calls, session=session))
 
-    async def figures(self, days: int) -> Figures:
+    async def figures(self, days: int, *, uses: bool) -> Figures:
         now_us = self._clock.now_us()
         mark = self._mark()
-        key = None if mark is None else (days, self._keeper.store.days.of(now_us), mark)
+        key = None if mark is None else (days, uses, self._keeper.store.days.of(now_us), mark)
         found = self._figures.get(key) if key is not None else None
         if found is None:
-            found = await self._read(partial(_figures, days=days, now_us=now_us))
+            found = await self._read(partial(_figures, days=days, now_us=now_us, uses=uses))
             if key is not None and self._mark() == mark:
                 if len(self._figures) >= ANSWERS_KEPT:
                     self._figures.clear()
@@ -347,7 +347,7 @@ def _calls(summary: Summary, session: str) -> list[Call]:
     return sorted(found, key=lambda call: call.event.at)
 
 
-def _figures(summary: Summary, days: int, now_us: int) -> Figures:
+def _figures(summary: Summary, days: int, now_us: int, *, uses: bool) -> Figures:
     today = summary.days.of(now_us)
     window = (max(today - days + 1, 0), DAY_MAX)
     since_us = summary.days.start_us(window[0])
@@ -355,7 +355,7 @@ def _figures(summary: Summary, days: int, now_us: int) -> Figures:
     return Figures(
         sessions=[one for one in newest if one.last_at >= since_us],
         cells=summary.cells("day", "kind", "tool", days=window),
-        uses=summary.cells("kind", "tool", "bucket", days=window),
+        uses=summary.cells("kind", "tool", "bucket", days=window) if uses else [],
         hours=summary.hours(window),
         usual=baseline(lasting(newest)),
         day_of=summary.days.of,

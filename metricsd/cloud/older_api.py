@@ -7,6 +7,7 @@ with what the client said, and not in events: at level `metrics` nobody else's a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -14,9 +15,11 @@ from metricsd.clock import US_PER_MS, Clock
 from metricsd.cloud import older_reads
 from metricsd.cloud.backend import Backend, EventBatch, EventItem, RecordBatch, RecordItem, TenantStore, Token, Writer
 from metricsd.cloud.older_plans import Plan, Sessions
+from metricsd.cloud.older_reads import Known
 from metricsd.cloud.problems import Refused, busy
 from metricsd.hlc import Stamp, next_stamp, parse_stamp
 from metricsd.ids import EventId
+from metricsd.legacy.api import Remembered
 from metricsd.legacy.kept import Call, Edit, Figures, Person, Session, Standing, Synced, Wanted, Writes
 from metricsd.model import Event
 from metricsd.protocol import FieldValue, RecordChange, RecordState, WireEvent
@@ -25,16 +28,44 @@ T = TypeVar("T")
 
 SESSION = "session"
 DOWN = "the database cannot be used now"
+MEMORIES_MAX = 64
+"""Users that are remembered: some hundred kilobytes each, in a busy week."""
+FIGURES_KEPT = 4
 EDIT_TRIES = 5
 """How often an edit is made anew because somebody else's came in between."""
+
+
+class Memory:
+    """What is remembered of one user between requests: figures by days, and the answers made of them."""
+
+    def __init__(self) -> None:
+        self.answers = Remembered()
+        self.figures: dict[int, Known] = {}
+
+
+class Memories:
+    """The memories of the users that asked last, in one process."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str], Memory] = OrderedDict()
+
+    def of(self, token: Token) -> Memory:
+        """Return the memory of a token's user."""
+        key = (token.tenant.id, token.user)
+        memory = self._known.pop(key, None) or Memory()
+        self._known[key] = memory
+        if len(self._known) > MEMORIES_MAX:
+            self._known.popitem(last=False)
+        return memory
 
 
 class CloudShelf:
     """`legacy.kept.Shelf` over one tenant's store, for one request. Nothing is opened before it is needed."""
 
-    def __init__(self, backend: Backend, token: Token, clock: Clock) -> None:
+    def __init__(self, backend: Backend, token: Token, memory: Memory, clock: Clock) -> None:
         self._backend = backend
         self._tenant = token.tenant
+        self._memory = memory
         self._clock = clock
         self._writer = Writer(token.user, device_of(token))
         self.wrote = False
@@ -63,10 +94,14 @@ class CloudShelf:
     async def calls(self, session: str) -> Sequence[Call]:
         return await self._ask(lambda person: older_reads.calls(person, session), [])
 
-    async def figures(self, days: int) -> Figures:
-        now = self._clock.now_us()
+    async def figures(self, days: int, *, uses: bool) -> Figures:
+        now, known = self._clock.now_us(), self._memory.figures.get(days)
         nobody = older_reads.nothing(now)
-        return await self._ask(lambda person: older_reads.figures(person, days, now), nobody)
+        found = await self._ask(lambda person: older_reads.figures(person, days, now, known), nobody)
+        if len(self._memory.figures) >= FIGURES_KEPT:
+            self._memory.figures.clear()
+        self._memory.figures[days] = found
+        return found.figures
 
     async def _ask(self, make: Callable[[int], Plan[T]], otherwise: T) -> T:
         async with self._backend.tenant(self._tenant) as store:

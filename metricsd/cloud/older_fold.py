@@ -30,7 +30,8 @@ SELECT change, at, kind, app, session, tool, outcome, duration_ms, lines_added, 
 FROM event WHERE {{person}} = ? AND change > ? ORDER BY change LIMIT {STEP}
 """  # noqa: S608 - a constant
 _MOVE = """
-INSERT INTO legacy_fold (person, through) VALUES (?, ?) ON CONFLICT (person) DO UPDATE SET through = excluded.through
+INSERT INTO legacy_fold (person, through, anew) VALUES (?, ?, 0)
+ON CONFLICT (person) DO UPDATE SET through = excluded.through
 """
 SESSION_COLUMNS = (
     "session, app, first, started_at, last_at, end_at, active_at, branch, project, model, starts, prompts, turns,"
@@ -61,7 +62,11 @@ INSERT INTO legacy_hour AS h (person, slot, kind, n, failed) VALUES (?, ?, ?, ?,
 ON CONFLICT (person, slot, kind) DO UPDATE SET n = h.n + excluded.n, failed = h.failed + excluded.failed
 """
 _PUT_CALL = "INSERT INTO legacy_call (person, session, change) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-_FORGET = ("legacy_fold", "legacy_session", "legacy_cell", "legacy_hour", "legacy_call")
+_ANEW = """
+INSERT INTO legacy_fold AS f (person, through, anew) VALUES (?, 0, 1)
+ON CONFLICT (person) DO UPDATE SET through = 0, anew = f.anew + 1
+"""
+_FORGET = ("legacy_session", "legacy_cell", "legacy_hour", "legacy_call")
 
 
 def is_behind(person: int) -> Plan[bool]:
@@ -90,6 +95,7 @@ def fold(person: int) -> Plan[bool]:
 
 def forget(person: int) -> Plan[None]:
     """Count everything anew at the next look: events were taken back."""
+    yield Many(_ANEW, [(person,)])
     for table in _FORGET:
         yield Many(f"DELETE FROM {table} WHERE person = ?", [(person,)])  # noqa: S608 - constants
 

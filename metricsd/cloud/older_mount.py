@@ -17,7 +17,7 @@ from metricsd.clock import US_PER_MS
 from metricsd.cloud.access import Scope as TokenScope
 from metricsd.cloud.cloudlet import Cloudlet, header_of
 from metricsd.cloud.direct import Call, refusal_of
-from metricsd.cloud.older_api import DOWN, CloudHost, CloudShelf
+from metricsd.cloud.older_api import DOWN, CloudHost, CloudShelf, Memories
 from metricsd.cloud.problems import Refused, refuse
 from metricsd.cloud.shape import check_shape
 from metricsd.legacy.answers import envelope
@@ -38,6 +38,7 @@ class OlderMount:
         self._inner = inner
         self._cloudlet = cloudlet
         self._mean_ms = 0.0
+        self._memories = Memories()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -85,8 +86,10 @@ class OlderMount:
                 kind,
                 body,
             )
-            shelf = CloudShelf(cloudlet.backend, token, cloudlet.clock)
-            api = Api(shelf, CloudHost(cloudlet.backend, token, cloudlet.clock), cloudlet.clock)
+            memory = self._memories.of(token)
+            shelf = CloudShelf(cloudlet.backend, token, memory, cloudlet.clock)
+            host = CloudHost(cloudlet.backend, token, cloudlet.clock)
+            api = Api(shelf, host, cloudlet.clock, memory.answers)
             api.mean_ms = self._mean_ms
             answer = await api.answer(request)
             self._mean_ms = api.mean_ms

@@ -51,7 +51,11 @@ class Events(NamedTuple):
     changes: Sequence[int]
 
 
-Question: TypeAlias = Ask | Many | Words | Number | Sessions | Events
+class Head(NamedTuple):
+    """The answer is the tenant's newest change number."""
+
+
+Question: TypeAlias = Ask | Many | Words | Number | Sessions | Events | Head
 Plan: TypeAlias = Generator[Question, Any, T]
 
 

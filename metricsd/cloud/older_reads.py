@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from metricsd.analytics.baseline import baseline
 from metricsd.cloud.older_fold import HOURS, SESSION_COLUMNS
-from metricsd.cloud.older_plans import Ask, Events, Many, Number, Plan, Sessions, Words, marks_of, texts_of
+from metricsd.cloud.older_plans import Ask, Events, Head, Many, Number, Plan, Sessions, Words, marks_of, texts_of
 from metricsd.legacy.kept import APP, CALL, SESSION, Call, Document, Figures, Kept, Session, SessionId, Wanted
 from metricsd.legacy.local_files import lasting
 from metricsd.legacy.session_form import start_of
@@ -52,6 +52,7 @@ _ACTIVE = f"""
 SELECT {_S} FROM legacy_session AS s WHERE s.person = ? AND s.active_at >= ? ORDER BY s.active_at DESC LIMIT {SESSIONS_MAX}
 """  # noqa: S608 - constants
 _NEWEST = f"SELECT {_S} FROM legacy_session AS s WHERE s.person = ? ORDER BY s.started_at DESC LIMIT {NEWEST}"  # noqa: S608
+_ANEW = "SELECT anew FROM legacy_fold WHERE person = ?"
 _CELLS = """
 SELECT day, kind, tool, bucket, n, failed, duration_ms, lines_added, lines_removed FROM legacy_cell
 WHERE person = ? AND day >= ?
@@ -72,6 +73,14 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 Row = Sequence[Any]
 """The values of SESSION_COLUMNS."""
+
+
+class Known(NamedTuple):
+    """Figures, and what they were made of: the tenant's newest change number, and how often it was counted anew."""
+
+    head: int
+    anew: int
+    figures: Figures
 
 
 def find(person: int, session: str) -> Plan[Session | None]:
@@ -117,8 +126,17 @@ def calls(person: int, session: str) -> Plan[list[Call]]:
     return sorted(found, key=lambda call: call.event.at)
 
 
-def figures(person: int, days: int, now_us: int) -> Plan[Figures]:
-    """Return what the analytics of the last days are made of."""
+def figures(person: int, days: int, now_us: int, known: Known | None) -> Plan[Known]:
+    """Return what the analytics of the last days are made of; what is known already while nothing was written since."""
+    head = yield Head()
+    counted = yield Ask(_ANEW, (person,))
+    anew = counted[0][0] if counted else 0
+    if known is not None and (known.head, known.anew, known.figures.today) == (head, anew, now_us // DAY_US):
+        return known
+    return Known(head, anew, (yield from _figures(person, days, now_us)))
+
+
+def _figures(person: int, days: int, now_us: int) -> Plan[Figures]:
     today = now_us // DAY_US
     first = max(today - days + 1, 0)
     active = yield from _sessions(person, (yield Ask(_ACTIVE, (person, first * DAY_US))))
@@ -141,9 +159,9 @@ def figures(person: int, days: int, now_us: int) -> Plan[Figures]:
     )
 
 
-def nothing(now_us: int) -> Figures:
+def nothing(now_us: int) -> Known:
     """Return the figures of a user that never wrote."""
-    return Figures([], [], [], [], baseline([]), lambda at_us: at_us // DAY_US, now_us // DAY_US)
+    return Known(0, 0, Figures([], [], [], [], baseline([]), lambda at_us: at_us // DAY_US, now_us // DAY_US))
 
 
 def put(person: int, documents: Sequence[Kept]) -> Plan[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from metricsd.cloud.older_plans import Ask, Events, Many, Number, Plan, Question, Sessions, Words, numbered
+from metricsd.cloud.older_plans import Ask, Events, Head, Many, Number, Plan, Question, Sessions, Words, numbered
 from metricsd.cloud.pg_errors import schema_not_ready
 from metricsd.cloud.pg_pool import Db
 from metricsd.cloud.pg_records import find_records
@@ -50,6 +50,8 @@ async def _answered(question: Question, session: Session, db: Db, person: int) -
         case Sessions(ids):
             found = await find_records(session, db, person, [("session", one) for one in ids])
             return {record_id: record for (_, record_id), record in found.items()}
+        case Head():
+            return await db.fetchval("SELECT change FROM head")
         case Events(changes):
             events = await db.fetch(_EVENTS, person, changes)
             texts = await session.terms.texts(db, term_numbers(events))

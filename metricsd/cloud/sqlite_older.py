@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any, TypeVar
 
-from metricsd.cloud.older_plans import Ask, Events, Many, Number, Plan, Question, Sessions, Words, marks_of
+from metricsd.cloud.older_plans import Ask, Events, Head, Many, Number, Plan, Question, Sessions, Words, marks_of
 from metricsd.cloud.sqlite_events import EVENT_COLUMNS, wire_event
 from metricsd.cloud.sqlite_file import Terms
 from metricsd.cloud.sqlite_records import find_record
@@ -42,6 +42,8 @@ def _answered(question: Question, db: sqlite3.Connection, terms: Terms, person: 
         case Sessions(ids):
             found = {one: find_record(db, terms, person, "session", one) for one in ids}
             return {one: record for one, record in found.items() if record is not None}
+        case Head():
+            return int(db.execute("SELECT change FROM counter").fetchone()[0])
         case Events(changes):
             marks = marks_of(changes)
             events = db.execute(_EVENTS.format(marks), (*changes, person))

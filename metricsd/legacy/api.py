@@ -22,7 +22,7 @@ from metricsd.legacy import calls, figures, hooks, session_form
 from metricsd.legacy.answers import VERSION, envelope
 from metricsd.legacy.asked import Answer, ApiError, Invalid, Request, leading_number, no_route, segments
 from metricsd.legacy.checks import SESSION, TOOL_METRIC, check, check_batch
-from metricsd.legacy.kept import Call, Host, Kept, Session, Shelf, Wanted, Writes
+from metricsd.legacy.kept import Call, Figures, Host, Kept, Session, Shelf, Wanted, Writes
 from metricsd.legacy.local_files import baseline_of, indicators_of, usual_of
 from metricsd.legacy.moments import find_us
 from metricsd.legacy.values import Json, iso
@@ -34,6 +34,7 @@ LIST_DEFAULT = 50
 DAYS_DEFAULT = 7
 DAYS_MAX = 3660
 SESSION_NOT_FOUND = "Session not found"
+ANSWERS_KEPT = 16
 RECENT_RATE = 0.05
 """How much the newest answer weighs in the mean time of answers."""
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -41,13 +42,32 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 Handler: TypeAlias = Callable[["Api", Request, str], Awaitable[Answer]]
 
 
+class Remembered:
+    """Answers of one user that are true for as long as the figures they were made of are the newest."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Figures, Json]] = {}
+
+    def get(self, name: str, figures: Figures, make: Callable[[Figures], Json]) -> Json:
+        """Return the answer of this name over these figures, making it if need be."""
+        known = self._made.get(name)
+        if known is not None and known[0] is figures:
+            return known[1]
+        if len(self._made) >= ANSWERS_KEPT:
+            self._made.clear()
+        made = make(figures)
+        self._made[name] = (figures, made)
+        return made
+
+
 class Api:
     """The older API of one keeper of data."""
 
-    def __init__(self, shelf: Shelf, host: Host, clock: Clock) -> None:
+    def __init__(self, shelf: Shelf, host: Host, clock: Clock, remembered: Remembered | None = None) -> None:
         self.shelf = shelf
         self.host = host
         self.clock = clock
+        self.remembered = remembered or Remembered()
         self.mean_ms = 0.0
 
     async def answer(self, request: Request) -> Answer:
@@ -182,16 +202,16 @@ async def read_calls(api: Api, _: Request, name: str) -> Answer:
 
 async def show_productivity(api: Api, request: Request, _: str) -> Answer:
     """9: how productive the last days were."""
-    found = await api.shelf.figures(_days(request))
-    return api.good(
-        figures.productivity(overview.productivity(found.sessions, found.cells, found.day_of, usual_of(found.usual)))
-    )
+    days = _days(request)
+    found = await api.shelf.figures(days, uses=False)
+    return api.good(api.remembered.get(f"productivity {days}", found, _productivity))
 
 
 async def show_tools(api: Api, request: Request, _: str) -> Answer:
     """10: which tools were used, how well, and when."""
-    found = await api.shelf.figures(_days(request))
-    return api.good(figures.tools(overview.tool_figures(found.uses, found.hours)))
+    days = _days(request)
+    found = await api.shelf.figures(days, uses=True)
+    return api.good(api.remembered.get(f"tools {days}", found, _tools))
 
 
 async def show_session(api: Api, _: Request, name: str) -> Answer:
@@ -201,21 +221,21 @@ async def show_session(api: Api, _: Request, name: str) -> Answer:
 
 async def show_dashboard(api: Api, _: Request, __: str) -> Answer:
     """12: today, the week, and the open session."""
-    found = await api.shelf.figures(DAYS_DEFAULT * 2)
-    board = overview.dashboard(found.sessions, found.cells, found.day_of, found.today, usual_of(found.usual))
-    return api.good(figures.dashboard(board, user=api.host.person.user))
+    found = await api.shelf.figures(DAYS_DEFAULT * 2, uses=False)
+    user = api.host.person.user
+    return api.good(api.remembered.get("dashboard", found, lambda figures: _dashboard(figures, user)))
 
 
 async def show_indicators(api: Api, _: Request, __: str) -> Answer:
     """13: the running session against what is usual; as the older hooks' file has it where there is one."""
     kept = api.host.find_file("productivity-indicators.json")
-    return api.good(indicators_of(kept, await api.shelf.figures(1), api.clock.now_us()))
+    return api.good(indicators_of(kept, await api.shelf.figures(1, uses=False), api.clock.now_us()))
 
 
 async def show_baseline(api: Api, _: Request, __: str) -> Answer:
     """14: what is usual; as the older hooks' file has it where there is one."""
     kept = api.host.find_file("historical-baseline.json")
-    return api.good(baseline_of(kept, await api.shelf.figures(1)))
+    return api.good(baseline_of(kept, await api.shelf.figures(1, uses=False)))
 
 
 async def start_hook(api: Api, request: Request, _: str) -> Answer:
@@ -344,6 +364,19 @@ async def _hook(api: Api, work: Awaitable[Mapping[str, Any]]) -> Answer:
     took_ms = round((time.perf_counter() - began) * 1000)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
     return api.good({"success": True, "executionTime": took_ms, "memoryUsage": memory, "metrics": metrics})
+
+
+def _productivity(found: Figures) -> Json:
+    return figures.productivity(overview.productivity(found.sessions, found.cells, found.day_of, usual_of(found.usual)))
+
+
+def _tools(found: Figures) -> Json:
+    return figures.tools(overview.tool_figures(found.uses, found.hours))
+
+
+def _dashboard(found: Figures, user: str) -> Json:
+    board = overview.dashboard(found.sessions, found.cells, found.day_of, found.today, usual_of(found.usual))
+    return figures.dashboard(board, user=user)
 
 
 def _of_calls(told: list[calls.Told]) -> Writes:

@@ -97,7 +97,7 @@ class Call(NamedTuple):
 
 class Figures(NamedTuple):
     """What analytics are made of, of some days until today: sessions that were active, cells by day, kind and tool, and
-    `uses`, cells by kind, tool and bucket."""
+    `uses`, cells by kind, tool and bucket, where they were asked for."""
 
     sessions: Sequence[SessionTotal]
     cells: Sequence[Cell]
@@ -127,8 +127,8 @@ class Shelf(Protocol):
         """Return the calls of a session, deleted or not, in the order of time."""
         ...
 
-    async def figures(self, days: int) -> Figures:
-        """Return what the last `days` days' analytics are made of."""
+    async def figures(self, days: int, *, uses: bool) -> Figures:
+        """Return what the last `days` days' analytics are made of; the same object while nothing has changed."""
         ...
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from metricsd.cloud.access import Scope
 from metricsd.legacy.api import ROUTES, ROUTES_OF_ONE
 from metricsd.legacy.asked import Answer, Request
 from metricsd.legacy.checks import SESSION, TOOL_METRIC
+from tests.cloud.support import CloudUnderTest, bearer
 from tests.legacy.local import Local, local_api
 
 IDS = (
@@ -120,6 +123,30 @@ def test_every_endpoint_answers_whatever_it_is_sent(outside: Path, drawn: list[A
     before = listing(outside)
     asyncio.run(ask_all())
     assert listing(outside) == before
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(st.lists(requests, min_size=5, max_size=25))
+def test_the_cloud_answers_whatever_it_is_sent(tmp_path_factory: pytest.TempPathFactory, drawn: list[Any]) -> None:
+    """The same through the cloud: the API's answers, or a problem document of a limit, and no fault."""
+
+    async def ask_all() -> None:
+        async with CloudUnderTest(tmp_path_factory.mktemp("cloud") / "data") as cloud:
+            await cloud.tenant()
+            headers = bearer(await cloud.token(Scope.LEGACY))
+            for one in drawn:
+                asked = request_of(one)
+                url = httpx.URL("http://cloud", raw_path=f"{asked.path}?{asked.query}".encode())
+                kind = {"content-type": asked.content_type} if asked.content_type else {}
+                reply = await cloud.http.request(asked.method, url, content=asked.body, headers=headers | kind)
+                if reply.headers["content-type"] == "application/problem+json":
+                    assert reply.status_code in (400, 413), reply.text
+                else:
+                    assert_sound(Answer(reply.status_code, reply.json()))
+
+    asyncio.run(ask_all())
 
 
 @pytest.mark.parametrize("session", IDS, ids=range(len(IDS)))

@@ -4,7 +4,8 @@
 
 CREATE TABLE legacy_fold (
     person INTEGER PRIMARY KEY,
-    through INTEGER NOT NULL            -- change number up to which this user's events are counted
+    through INTEGER NOT NULL,           -- change number up to which this user's events are counted
+    anew INTEGER NOT NULL               -- how often counting began anew, because events were taken back
 ) STRICT;
 
 CREATE TABLE legacy_session (
