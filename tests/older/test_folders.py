@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
+
+from metricsd.config import find_paths, load_config
+from metricsd.errors import ConfigError
 from metricsd.store import legacy_extra, records
 from tests.older.support import NAMES, TOKEN, Older, call, start
 
@@ -141,3 +146,31 @@ def test_who_and_where_stay_on_this_machine(older: Older) -> None:
     assert {event.project for event in older.of("session_started")} == {"proj"}
     assert legacy_extra.sweep(older.store, bytes_max=0) == 2, "who and where, and what the files told of the score"
     assert legacy_extra.find(older.store, "session", NAMES["first"]) is None
+
+
+def test_the_setting_says_where_and_whether(tmp_path: Path) -> None:
+    """Both default folders without a word; others, or none, by the file or the environment."""
+    paths = find_paths({"METRICSD_HOME": str(tmp_path)})
+
+    def folders(**environ: str) -> tuple[str, ...]:
+        return load_config(paths, environ).tail.older_hooks
+
+    assert folders() == ("~/.agent-os/metrics", "~/.ai-mesh/metrics")
+    assert folders(METRICSD_TAIL_OLDER_HOOKS="") == ()
+    assert folders(METRICSD_TAIL_OLDER_HOOKS="/a, ~/b") == ("/a", "~/b")
+    with pytest.raises(ConfigError, match="absolute paths"):
+        folders(METRICSD_TAIL_OLDER_HOOKS="metrics")
+
+
+def test_switched_off_nothing_is_read(older: Older) -> None:
+    """Whatever lies there; and switched on again nothing of it was lost."""
+    older.bring("first")
+    on = older.settings
+    older.settings = on._replace(older_hooks=())
+    older.restart()
+    older.later()
+    assert older.events == []
+    older.settings = on
+    older.restart()
+    older.later()
+    assert len(older.events) == 17
