@@ -20,6 +20,7 @@ from metricsd.identity import Credentials
 from metricsd.ids import DeviceId
 from metricsd.protocol import (
     Capabilities,
+    ChangesReply,
     HaveReply,
     HaveRequest,
     PushEventsReply,
@@ -89,6 +90,14 @@ class DatabaseCloud:
         async with self._backend.tenant(await self._found()) as store:
             results = await store.push_records(self._writer, batch, now)
         return PushRecordsReply(results=results, server_time=now)
+
+    async def everything(self, cursor: str, limit: int) -> ChangesReply:
+        """Return a page of all that the user has there."""
+        from metricsd.cloud.backend import FeedQuery
+
+        query = FeedQuery(cursor, min(limit, self._settings.page_max), only_records=False, own=True)
+        async with self._backend.tenant(await self._found()) as store:
+            return await store.changes(self._writer, query, self._clock.now_us())
 
     async def close(self) -> None:
         """Close the connections."""

@@ -159,19 +159,27 @@ def make_runner(paths: Paths, config: Config, run: tuple[RunFolder, Run], teller
 
     folder, found = run
 
+    reached: list[Connection] = []
+
     def sinks(work: Work) -> Sequence[Sink]:
-        return _sinks(paths, config, folder, found.options, work)
+        return _sinks(paths, config, folder, found.options, work, reached)
+
+    def cloud() -> proving.Cloud:
+        # The targets were made just before, and are reached in the same way.
+        return proving.Cloud(reached[-1].login, reached[-1].settings, reached[-1].connect)
 
     def accept(rejected: int, source: int) -> bool:
         teller.pause()
         return asks and click.confirm(f"{rejected} of {source} entries are rejected. Go on?", err=True)
 
-    is_read_back = STORE in found.options.to and not found.options.dry_run
-    proof = proving.RunProof(folder, paths.store) if is_read_back else None
+    is_stored = STORE in found.options.to
+    proof = None if found.options.dry_run else proving.RunProof(folder, paths.store, cloud=None if is_stored else cloud)
     return Runner(folder, found, Home(SystemClock(), sinks, proof, teller.tell, accept))
 
 
-def _sinks(paths: Paths, config: Config, folder: RunFolder, options: Options, work: Work) -> list[Sink]:
+def _sinks(
+    paths: Paths, config: Config, folder: RunFolder, options: Options, work: Work, reached: list[Connection]
+) -> list[Sink]:
     from metricsd.migration.load import DryRun, StoreSink
 
     if options.dry_run:
@@ -180,29 +188,37 @@ def _sinks(paths: Paths, config: Config, folder: RunFolder, options: Options, wo
     store = open_store(paths, config)
     if STORE in options.to:
         return [StoreSink(store, folder.id, label)]
-    return [_cloud_sink(paths, config, options, work, store, label)]
+    batch = options.batch
+    if options.dsn_variable is None:
+        reached.append(_login(paths, config))
+    else:
+        reached.append(_database(config, options, work))
+        batch = DATABASE_BATCH
+    return [_cloud_sink(reached[-1], work, store, batch=batch, label=label)]
 
 
-def _cloud_sink(paths: Paths, config: Config, options: Options, work: Work, store: Store, label: str) -> Sink:
+def _cloud_sink(connection: Connection, work: Work, store: Store, *, batch: int, label: str) -> Sink:
     """Return the cloud as the only target: the store keeps what is rejected, and knows what hooks captured."""
-    from metricsd.client import CloudClient
-    from metricsd.identity import get_credentials
     from metricsd.migration.load import Hooked
-    from metricsd.migration.load_cloud import CloudSink, Connection
+    from metricsd.migration.load_cloud import CloudSink
     from metricsd.store import quarantine
 
     def keep(rejects: Sequence[Reject]) -> None:
         with store.transaction():
             quarantine.add_all(store, rejects, each_max=0)
 
-    batch = options.batch
-    if options.dsn_variable is None:
-        connection = Connection(get_credentials(paths), config.sync, CloudClient)
-    else:
-        connection, batch = _database(config, options, work), DATABASE_BATCH
     return CloudSink(
         connection, work, SystemClock(), batch=batch, label=label, keep=keep, is_hooked=Hooked(store).is_hooked
     )
+
+
+def _login(paths: Paths, config: Config) -> Connection:
+    """Return the way to the cloud that this machine is logged in to."""
+    from metricsd.client import CloudClient
+    from metricsd.identity import get_credentials
+    from metricsd.migration.load_cloud import Connection
+
+    return Connection(get_credentials(paths), config.sync, CloudClient)
 
 
 def _database(config: Config, options: Options, work: Work) -> Connection:

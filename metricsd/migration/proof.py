@@ -98,6 +98,10 @@ class Prover:
         self._checks: list[tuple[int, Beside]] = []
         self._started_us = 0
 
+    def aim(self, open_target: Callable[[], AbstractContextManager[Target]], sent: Sent) -> None:
+        """Compare with another target than the store; before the beginning."""
+        self._task = self._task._replace(open_target=open_target, sent=sent)
+
     def begin(self, manifest: Manifest, started_us: int) -> None:
         """Begin to read the source a second time, and to put faults into a sample of it."""
         folder = self._task.folder / FOLDER

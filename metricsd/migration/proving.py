@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,26 +39,25 @@ class Cloud(NamedTuple):
 class RunProof:
     """Proves one attempt at a run, and writes its report. Close it in any case."""
 
-    def __init__(self, folder: RunFolder, store: Path, *, faults: int = FAULTS, cloud: Cloud | None = None) -> None:
-        """Prove a run into the store, or into the cloud alone.
+    def __init__(
+        self, folder: RunFolder, store: Path, *, faults: int = FAULTS, cloud: Callable[[], Cloud] | None = None
+    ) -> None:
+        """Prove a run into the store, or into the cloud alone, which is asked for when the run begins.
 
         `faults` is how many are put into a sample on purpose: fewer show less, and below 459 nothing can pass.
         """
         self._folder = folder
-        task = Task(folder.id, folder.path, folder.ledger, lambda: open_store(store, folder.id), faults)
-        if cloud is not None:
-            login, settings = cloud.login, cloud.settings
-            sent = Sent(login.tenant_key.hex(), settings.level == LEVEL_NAMES, tuple(settings.share_projects))
-            proof = folder.path / FOLDER
-
-            def opened() -> AbstractContextManager[Target]:
-                return open_cloud(proof, folder.id, login, settings, cloud.connect)
-
-            task = task._replace(open_target=opened, sent=sent)
-        self._prover = Prover(task)
+        self._store = store
+        self._cloud = cloud
+        self._prover = Prover(Task(folder.id, folder.path, folder.ledger, self._opened_store, faults))
 
     def begin(self, manifest: Manifest, started_us: int) -> None:
         """Begin to read the source a second time, in processes of their own."""
+        if self._cloud is not None:
+            cloud = self._cloud()
+            settings = cloud.settings
+            sent = Sent(cloud.login.tenant_key.hex(), settings.level == LEVEL_NAMES, tuple(settings.share_projects))
+            self._prover.aim(lambda: self._opened_cloud(cloud), sent)
         self._prover.begin(manifest, started_us)
 
     def conclude(self, result: Result, validator: Validator) -> Proven:
@@ -75,3 +75,16 @@ class RunProof:
     def close(self) -> None:
         """End what is still at work."""
         self._prover.close()
+
+    def _opened_store(self) -> AbstractContextManager[Target]:
+        return open_store(self._store, self._folder.id)
+
+    @contextmanager
+    def _opened_cloud(self, cloud: Cloud) -> Iterator[Target]:
+        proof = self._folder.path / FOLDER
+        with ExitStack() as stack:
+            opened = open_cloud(proof, self._folder.id, cloud.login, cloud.settings, cloud.connect)
+            target = stack.enter_context(opened)
+            if self._store.exists():
+                target.hooked = stack.enter_context(open_store(self._store, self._folder.id)).is_hooked
+            yield target

@@ -209,9 +209,6 @@ class Runner:
         """Return the source, the rules and the targets, and begin the second reading."""
         options = self._run.options
         manifest = Manifest(str(common_root([Path(source) for source in options.sources])), Files(work))
-        if self._home.proof is not None:
-            stack.callback(self._home.proof.close)
-            self._home.proof.begin(manifest, self._run.created_us)
         custom: list[CustomRules] = []
         for path in options.rules:
             custom.append(CustomRules(Path(path)))
@@ -220,6 +217,10 @@ class Runner:
         sinks = self._home.sinks(work)
         for sink in sinks:
             stack.callback(sink.close)
+        # Behind the targets: how rows leave this machine is known once the cloud is.
+        if self._home.proof is not None:
+            stack.callback(self._home.proof.close)
+            self._home.proof.begin(manifest, self._run.created_us)
         return manifest, validator, sinks
 
     def _load(self, stack: ExitStack, work: Work, sinks: Sequence[Sink], validator: Validator) -> None:

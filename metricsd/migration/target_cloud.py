@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from metricsd.client import CloudClient
 from metricsd.config import Sync
@@ -22,7 +22,7 @@ from metricsd.migration.figures import Figures
 from metricsd.migration.rows import EVENT, SESSION_ENDED, SESSION_STARTED, TOOL_USED, TRANSCRIPT, day_of, flat
 from metricsd.migration.side import Side
 from metricsd.migration.target_store import OURS, Counted, Stored
-from metricsd.protocol import Change, RecordState, WireEvent
+from metricsd.protocol import Change, ChangesReply, RecordState, WireEvent
 
 PAGE_ITEMS = 1000
 _SCHEMA = """
@@ -39,7 +39,20 @@ INSERT INTO session VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET calls = 
 """
 _HALF = 1 << 63
 
-Connect = Callable[[str, str, Sync], CloudClient]
+
+class Pages(Protocol):
+    """A cloud, as this module asks it."""
+
+    async def everything(self, cursor: str, limit: int) -> ChangesReply:
+        """Return a page of all that the user has there."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the cloud."""
+        ...
+
+
+Connect = Callable[[str, str, Sync], Pages]
 
 
 class CloudTarget:
@@ -56,6 +69,8 @@ class CloudTarget:
         self._login = login
         self._settings = settings
         self._connect = connect
+        self.hooked: Callable[[str], bool] = lambda session: False
+        """Whether hooks captured a session of Claude Code: the store tells, and the load asked it."""
         self.by = Figures()
 
     def read_events(self, side: Side, key: bytes, *, everything: bool) -> int:
@@ -99,8 +114,8 @@ class CloudTarget:
         return 0
 
     def is_hooked(self, session: str) -> bool:
-        """Return whether hooks captured a session: the store alone could tell, and the load asked it."""
-        return False
+        """Return whether hooks captured a session, so that its transcript was left out."""
+        return self.hooked(session)
 
     def session(self, app: str, session: str) -> Counted:
         """Return what the cloud's events of a session add up to."""

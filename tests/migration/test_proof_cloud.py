@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
+import asyncpg
 import msgspec
 import pytest
 
 from metricsd import identity
+from metricsd.cli.app import run_command
 from metricsd.config import Sync
+from metricsd.migration import proving
 from metricsd.migration.compare import Comparer, Comparison
 from metricsd.migration.digest import new_key
+from metricsd.migration.proving import RunProof
 from metricsd.migration.second.books import Books
 from metricsd.migration.second.files import File
 from metricsd.migration.second.reader import BOOKS, Reader, Task
@@ -28,6 +35,7 @@ from tests.fakes import FakeClock
 from tests.migration.rows_of import NOW_US
 from tests.migration.sources import bring, call, surveyed, write_lines
 from tests.migration.test_load_cloud import Sent
+from tests.migration.test_load_database import VARIABLE, make_tenant
 from tests.migration.test_second_reader_others import row_of
 from tests.sync.world import SETTINGS, Device, World
 
@@ -155,3 +163,51 @@ def test_both_make_the_same_wire_form(event: Event, names: bool) -> None:
     wire = Outgoing(key, settings).event(b"\0" * 16, 0, event)  # type: ignore[arg-type]
     sent = Event(**{name: getattr(wire, name) for name in msgspec.structs.asdict(event) if hasattr(wire, name)})
     assert Wire(SentForm(key.hex(), names, ("open",)))(row_of(event)) == row_of(sent)
+
+
+def test_a_run_into_a_database_proves_itself(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line into PostgreSQL: every row is compared, and what changes there afterwards is found."""
+    monkeypatch.setenv("METRICSD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(VARIABLE, postgres_url)
+    monkeypatch.setattr(proving, "RunProof", partial(RunProof, faults=0))
+    asyncio.run(make_tenant(postgres_url))
+    source = str(bring("six", tmp_path))
+    run_command(
+        [
+            "migrate",
+            "run",
+            source,
+            "--to",
+            "cloud",
+            "--dsn-from",
+            VARIABLE,
+            "--tenant",
+            "team",
+            "--user",
+            "ann",
+            "--json",
+        ]
+    )
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["tool_events"]["loaded"] == 54
+    told = (summary["confidence"][name] for name in ("reconciled", "coverage", "accuracy_lb"))
+    assert list(told) == [True, 1, 1]
+    assert summary["reason"].count("faults put in on purpose") == 1 and ";" not in summary["reason"]
+    asyncio.run(lose_an_event(postgres_url))
+    run_command(["migrate", "verify", summary["migration_id"], "--json"])
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["confidence"]["accuracy_lb"] == 1 - 1 / 72
+    assert "1 rows are missing" in again["reason"]
+
+
+async def lose_an_event(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        schemas = await connection.fetch("SELECT nspname FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{16}$'")
+        newest = 'DELETE FROM "{0}".event WHERE change = (SELECT max(change) FROM "{0}".event) RETURNING 1'
+        gone = [await connection.fetch(newest.format(schema)) for (schema,) in schemas]
+        assert [len(rows) for rows in gone] == [1]
+    finally:
+        await connection.close()
