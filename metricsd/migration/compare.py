@@ -19,6 +19,7 @@ from metricsd.migration.figures import Figures
 from metricsd.migration.rows import EVENT, SESSION, day_of, flat
 from metricsd.migration.second.books import Books, Kept
 from metricsd.migration.second.lines import APP
+from metricsd.migration.second.words import session_id
 from metricsd.migration.side import Entry, Side, pairs
 
 MISMATCHES_MAX = 200
@@ -283,18 +284,19 @@ class Comparer:
     def _session(self, kept: Kept, target: Records, hashed: RowHash, before_ms: int, is_full: bool) -> None:
         note = kept.note
         fields = dict(note.fields) if note.score is None else {**note.fields, "score": note.score}
-        there = target.record(SESSION, f"{APP}/{note.session}")
+        stored = session_id(note.session)
+        there = target.record(SESSION, f"{APP}/{stored}")
         wrong, otherwise = _fields(fields, there, before_ms)
         who = {"user": note.user, "working_directory": note.directory, "git_branch": note.branch}
         local = {name: value for name, value in {**who, **note.kept}.items() if value and target.keeps_local}
-        extra: Mapping[str, Any] = (target.kept_of(note.session) or {}) if local else {}
+        extra: Mapping[str, Any] = (target.kept_of(stored) or {}) if local else {}
         if local and not extra and (is_full or len(msgspec.json.encode(local)) > EXTRA_ITEM_BYTES_MAX):
             local = {}
         wrong += [name for name, value in local.items() if flat({"": extra.get(name)}) != flat({"": value})]
         actual = {name: there.fields.get(name) for name in fields} if there is not None else {}
         row = (note.session, flat(fields), flat(local))
         its = (note.session, flat(actual), flat({name: extra.get(name) for name in local}))
-        counted = target.session(APP, note.session)
+        counted = target.session(APP, stored)
         calls = counted.calls
         self.found.sessions_without_calls += not calls
         final = note.kept.get("final_metrics")

@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from metricsd.decode.names import repeated_id
 from metricsd.decode.older_hooks import (
     APP,
     FORM,
@@ -77,11 +78,15 @@ class Transform:
 
     def _session(self, row: Row, note: SessionNote, batch: str) -> Planned:
         items = tuple(Identified(event_id, replace(event, batch=batch)) for event_id, event in session_events(note))
-        beside: list[Beside] = list(beside_of(note))
+        # A strange id is stored as its hash, here and by the daemon.
+        session = repeated_id(note.session) or note.session
+        beside: list[Beside] = list(beside_of(note._replace(session=session)))
         user = self._people.id_of(note.user)
         notes = [_change(row, change) for change in note.changes]
+        if session != note.session:
+            notes.append(Note(NoteKind.MAPPING, "id_to_hash", "session_id", row.place))
         if user is not None:
-            beside.append(Suggestion(sessions.TYPE, f"{APP}/{note.session}", {USER_FIELD: user}))
+            beside.append(Suggestion(sessions.TYPE, f"{APP}/{session}", {USER_FIELD: user}))
             notes.append(Note(NoteKind.MAPPING, "user_to_id", USER_FIELD, row.place))
         if row.others:
             notes.append(Note(NoteKind.MERGE, "files_of_session", "", row.place, row.others))

@@ -110,6 +110,18 @@ def test_the_daemon_and_a_migration_bring_nothing_twice(tmp_path: Path, first: s
     rig.close()
 
 
+def test_a_strange_session_id_is_one_session(tmp_path: Path, store: Store) -> None:
+    """An id with blanks is stored as its hash: by its calls, its ends, its record, and what is kept beside it."""
+    note = {"session_id": "a b/ü", "start_time": "2026-01-05T08:00:00Z", "productivity_score": 7, "user": "ann"}
+    write_lines(tmp_path / "src" / "sessions" / "x.json", [note])
+    write_lines(tmp_path / "src" / "tool-metrics.jsonl", [call("2026-01-05T08:10:00Z", session="a b/ü")])
+    load(surveyed(tmp_path / "run", tmp_path / "src"), store)
+    with summary.reading(store.path) as found:
+        (session,) = session_totals.read(found)
+    assert (session.tool_calls, session.score) == (1, 70)
+    assert rows(store, "SELECT key FROM legacy_extra") == [(session.id,)]
+
+
 def test_a_retracted_part_stops_counting(tmp_path: Path, store: Store) -> None:
     """Each part is an import of its own: one that is turned inactive takes its calls out of every figure."""
     lines = [call(f"2026-01-05T08:00:{n:02}Z", session="s") for n in range(30)]
