@@ -31,15 +31,18 @@ MigrationPoint = Literal[
     "migrate_compared",
     "migrate_reported",
 ]
+RollbackPoint = Literal["rollback_planned", "rollback_part", "rollback_proven", "rolled_back"]
 POINTS: tuple[Point, ...] = get_args(Point)
 MIGRATION_POINTS: tuple[MigrationPoint, ...] = get_args(MigrationPoint)
 """The edges of a migration's stages."""
+ROLLBACK_POINTS: tuple[RollbackPoint, ...] = get_args(RollbackPoint)
+"""The edges of a rollback: all but the last one inside its transaction."""
 
 _wanted, _, _pass = os.environ.get(VARIABLE, "").partition(":")
 _passes_left = int(_pass) if _pass.isdecimal() else 1
 
 
-def crash_point(name: Point | MigrationPoint) -> None:
+def crash_point(name: Point | MigrationPoint | RollbackPoint) -> None:
     """Kill this process if the environment asks for it here; else do nothing."""
     if _wanted and name == _wanted:
         _count_down()

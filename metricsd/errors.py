@@ -28,6 +28,7 @@ do next. `retryable` and `exit_code` belong to the class, so that no caller deci
     │   └── AuthError            exit 5
     ├── SourceChanged            a migration's source is not what it was
     ├── MigrationPaused          a migration waits for a person's word
+    ├── RollbackUnproven         it would have changed something else
     ├── HooksError
     └── ServiceError
 """
@@ -206,6 +207,10 @@ class SourceChanged(MetricsdError):
 
 class MigrationPaused(MetricsdError):
     """Too much of the source was rejected; see `metricsd migrate report ID`, then resume with `--accept-rejects`."""
+
+
+class RollbackUnproven(MetricsdError):
+    """The rollback would have changed something else too; nothing was changed, please report this."""
 
 
 class HooksError(MetricsdError):

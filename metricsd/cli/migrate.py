@@ -21,6 +21,7 @@ from metricsd.errors import EXIT_OK, UsageError
 
 _COMMANDS = {
     "report": "metricsd.cli.migrate_report:report",
+    "rollback": "metricsd.cli.migrate_rollback:rollback",
     "run": "metricsd.cli.migrate_run:run",
     "verify": "metricsd.cli.migrate_report:verify",
 }

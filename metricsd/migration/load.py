@@ -19,6 +19,7 @@ from metricsd.ids import EventId
 from metricsd.migration.model import (
     Counts,
     Part,
+    Place,
     Planned,
     Position,
     Progress,
@@ -69,7 +70,7 @@ class StoreSink:
         if not self._store.is_in_place():
             raise StoreReplaced("the store was put back or repaired meanwhile: resume the migration")
         batch = Batch(part.run, part.number, batch_name(part.run, part.number), self._label, "migration")
-        entries = [self._entry(one) for one in part.planned]
+        entries = self._entries(part)
         done = Stored(Counts())
 
         def finish(stored: imports.Stored) -> tuple[imports.Progress, Sequence[Reject], bytes]:
@@ -105,6 +106,17 @@ class StoreSink:
                 self._store.close()
                 return
         self._store.close()
+
+    def _entries(self, part: Part) -> list[Entry]:
+        entries = [self._entry(one) for one in part.planned]
+        if part.findings:
+            rules: dict[Place | None, list[str]] = {}
+            for finding in part.findings:
+                rules.setdefault(finding.place, []).append(finding.rule)
+            for index, planned in enumerate(part.planned):
+                if planned.row.place in rules:
+                    entries[index] = entries[index]._replace(rules=tuple(dict.fromkeys(rules[planned.row.place])))
+        return entries
 
     def _entry(self, planned: Planned) -> Entry:
         return Entry((), ()) if self._hooked.is_hooked(planned) else Entry(planned.items, planned.beside)

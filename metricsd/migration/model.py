@@ -222,6 +222,8 @@ class Part(Struct, frozen=True):
     after: Position
     rules: bytes = b""
     """`Validation.snapshot` behind this part."""
+    findings: Sequence[Finding] = ()
+    """What the rules found about the planned rows."""
 
 
 class Tally(Struct, frozen=True):

@@ -248,7 +248,7 @@ class Runner:
             crash_point("migrate_part_validated")
             ledger.add(rejected, findings, notes)
             crash_point("migrate_part_ledger")
-            part = Part(self._run.id, number, kept, rejected, piece.after, validator.snapshot())
+            part = Part(self._run.id, number, kept, rejected, piece.after, validator.snapshot(), findings)
             self._store(part, sinks, held, ledger)
             self._tell(LOAD, piece.size)
             if number % PARTS_PER_COLLECTION == 0:

@@ -143,6 +143,11 @@ def relabel(store: Store, batch: str, ids: Iterable[bytes]) -> None:
     _rename(store, {event_id: wanted.get(event_id, batch) for event_id in ids}, only=batch)
 
 
+def not_counting(store: Store, names: Collection[str]) -> frozenset[str]:
+    """Return those of the names under which nothing counts."""
+    return frozenset(name for name in names if _is_retracted(store, store.terms.text(name)))
+
+
 def adopt(store: Store, batches: Mapping[EventId, str | None]) -> None:
     """Give events that are here the batch that the cloud has them under: of two imports the first one's holds."""
     bases = {base_of(batch) for batch in batches.values() if batch is not None}

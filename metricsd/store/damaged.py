@@ -47,6 +47,7 @@ COPIED = {
     "record": "INSERT OR REPLACE",
     "rollback": "INSERT OR IGNORE",
     "rollback_before": "INSERT OR IGNORE",
+    "rollback_events": "INSERT OR IGNORE",
     "quarantine": "INSERT OR IGNORE",
 }
 """Tables whose rows go over as they are: the damaged file knows them better than an older copy."""

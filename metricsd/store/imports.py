@@ -7,9 +7,10 @@ was before. A second time changes nothing, and a part is only taken behind the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,7 +19,8 @@ from metricsd.errors import StoreReplaced
 from metricsd.ids import EventId
 from metricsd.model import Kind
 from metricsd.protocol import FieldValue
-from metricsd.store import digests, events, legacy_extra, quarantine, records, state
+from metricsd.store import batches, befores, digests, events, quarantine, records, state, switching
+from metricsd.store.befores import EXTRA_PREFIX, Journal
 from metricsd.store.connection import Store
 from metricsd.store.digests import Digest
 from metricsd.store.events import Identified
@@ -27,8 +29,7 @@ from metricsd.store.legacy_extra import Extra
 from metricsd.store.quarantine import Reject
 from metricsd.store.suggestions import Suggestion
 
-TYPE = "import_batch"
-EXTRA_PREFIX = "legacy_extra/"
+TYPE = batches.TYPE
 IDS_PER_QUERY = 500
 
 _RUN = "SELECT part, position, kept, ledger FROM import_run WHERE run = ?"
@@ -37,7 +38,6 @@ INSERT INTO import_run VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET part = excluded.part, position = excluded.position, kept = excluded.kept, ledger = excluded.ledger
 """
 _PUT_PART = "INSERT OR REPLACE INTO import_part VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_PUT_BEFORE = "INSERT OR IGNORE INTO import_before VALUES (?, ?, ?, ?, ?, ?)"
 _HOOKED = """
 SELECT DISTINCT s.session_id FROM event AS e JOIN event_type AS t ON t.id = e.type JOIN session AS s ON s.id = e.session
 WHERE e.batch IS NULL AND t.app = ? AND t.kind = ?
@@ -65,6 +65,8 @@ class Entry(NamedTuple):
 
     items: Sequence[Identified]
     beside: Sequence[Beside]
+    rules: Sequence[str] = ()
+    """Rules that found something about it."""
 
 
 class Batch(NamedTuple):
@@ -140,6 +142,7 @@ def take(store: Store, batch: Batch, entries: Sequence[Entry], finish: Finish, *
         stored = Stored(fates, digests.of_events(part.fresh), part.changed)
         if part.fresh or part.changed.rows:
             _note_batch(store, batch, stored)
+        _put_marks(store, batch, entries, part.back)
         after, rejects, counts = finish(stored)
         quarantine.add_all(store, rejects, each_max=0)
         row = (batch.run, batch.part, store.clock.now_us(), counts.decode())
@@ -157,6 +160,16 @@ def _note_batch(store: Store, batch: Batch, stored: Stored) -> None:
     records.edit(store, TYPE, batch.name, values)
 
 
+def _put_marks(store: Store, batch: Batch, entries: Sequence[Entry], back: list[EventId]) -> None:
+    """Note which events rules found something about, so that these can be taken back by themselves, and which came back."""
+    found: dict[str, list[EventId]] = {befores.BACK: back} if back else {}
+    for entry in entries:
+        for rule in entry.rules:
+            found.setdefault(rule, []).extend(item.id for item in entry.items)
+    rows = [(batch.run, batch.part, rule, b"".join(sorted(set(ids)))) for rule, ids in sorted(found.items())]
+    store.db.executemany("INSERT OR REPLACE INTO import_mark VALUES (?, ?, ?, ?)", rows)
+
+
 class _Part:
     """One part, inside its transaction."""
 
@@ -166,12 +179,18 @@ class _Part:
         self._own = f"{batch.run}."
         self._fold_before = state.get_int(store, FOLD_BEFORE)
         self._known: dict[EventId, str | None] = {}
+        self._journal = Journal(store, "import_before", (batch.run, batch.part))
         self.fresh: list[Identified] = []
         self.changed = Digest()
+        self.back: list[EventId] = []
 
     def settle(self, entries: Sequence[Entry]) -> list[Fate]:
         """Store the values of the entries, collect their new events, and return what becomes of each entry."""
         self._known = locate(self._store, [item.id for entry in entries for item in entry.items])
+        # What was rolled back and is brought in again counts again, and is this run's to take back as well.
+        out = batches.not_counting(self._store, {name for name in self._known.values() if name is not None})
+        back = switching.bring_back(self._store, [one for one, name in self._known.items() if name in out])
+        self.back = [event_id for some in back.values() for event_id in some]
         return [self._settle(entry) for entry in entries]
 
     def _settle(self, entry: Entry) -> Fate:
@@ -198,24 +217,36 @@ class _Part:
         for one in entry.beside:
             if isinstance(one, Suggestion) and one.values.get("batch") is not None:
                 record = records.get(self._store, one.type, one.id)
+                owner = record.version.fields.get("batch") if record is not None else None
+                if isinstance(owner, str) and switching.is_out(self._store, owner):
+                    self._note(one.type, one.id, partial(self._take_over, one))
+                    return Fate.KNOWN
                 if record is not None:
-                    owner = record.version.fields.get("batch")
                     return Fate.TWICE if isinstance(owner, str) and owner.startswith(self._own) else Fate.KNOWN
         is_new = [self._put(one) for one in entry.beside]
         return Fate.NEW if any(is_new) else Fate.KNOWN
 
     def _put(self, one: Beside) -> bool:
         """Store values, noting what was there; return whether anything changed."""
-        kind, key, read = _address(one)
-        before = read(self._store)
+        kind, key = _address(one)
+        return self._note(kind, key, partial(self._set, one))
+
+    def _set(self, one: Beside) -> None:
         one.put(self._store)
-        after = read(self._store)
-        if after == before:
+        if isinstance(one, Suggestion):
+            # What a rollback cleared has its stamp, which a suggestion respects: only this very import may set it again.
+            cleared = befores.cleared_fields(self._store, one.type, one.id)
+            again = {name: value for name, value in one.values.items() if name in cleared}
+            if again:
+                records.edit(self._store, one.type, one.id, again)
+
+    def _take_over(self, one: Suggestion) -> None:
+        records.edit(self._store, one.type, one.id, {"batch": one.values["batch"]})
+
+    def _note(self, kind: str, key: str, do: Callable[[], object]) -> bool:
+        mark = self._journal.change(kind, key, do)
+        if mark is None:
             return False
-        batch = self._batch
-        text = None if before is None else _encode(before).decode()
-        mark = digests.hash_of(kind, key, after and after["fields"])
-        self._store.db.execute(_PUT_BEFORE, (batch.run, batch.part, kind, key, text, mark))
         self.changed = self.changed.plus(Digest(1, int.from_bytes(mark, "big")))
         return True
 
@@ -231,25 +262,12 @@ def locate(store: Store, ids: Sequence[EventId]) -> dict[EventId, str | None]:
     return found
 
 
-def _address(one: Beside) -> tuple[str, str, Callable[[Store], dict[str, Any] | None]]:
-    """Return type and id of what a value belongs to, and how it is read back."""
+def _address(one: Beside) -> tuple[str, str]:
+    """Return type and id of what a value belongs to."""
     match one:
         case Suggestion():
-            return one.type, one.id, lambda store: _record(store, one.type, one.id)
+            return one.type, one.id
         case Extra():
-            return EXTRA_PREFIX + one.kind, one.key, lambda store: _extra(store, one.kind, one.key)
+            return EXTRA_PREFIX + one.kind, one.key
         case _:
             raise TypeError(f"{type(one).__name__} cannot be imported")
-
-
-def _record(store: Store, kind: str, record_id: str) -> dict[str, Any] | None:
-    record = records.get(store, kind, record_id)
-    if record is None:
-        return None
-    version = record.version
-    return {"fields": version.fields, "stamps": version.stamps, "deleted": version.deleted}
-
-
-def _extra(store: Store, kind: str, key: str) -> dict[str, Any] | None:
-    found: Mapping[str, Any] | None = legacy_extra.find(store, kind, key)
-    return None if found is None else {"fields": found}

@@ -52,7 +52,7 @@ DROP INDEX event_session; DROP INDEX legacy_extra_who; DROP INDEX legacy_extra_b
 ALTER TABLE legacy_extra DROP COLUMN who; ALTER TABLE legacy_extra DROP COLUMN began;
 DROP TABLE import_run; DROP TABLE import_part; DROP TABLE import_before;
 DROP TABLE retracted_batch; DROP TABLE retracted_total;
-DROP TABLE rollback; DROP TABLE rollback_before; DROP TABLE import_mark; PRAGMA user_version = 3
+DROP TABLE rollback; DROP TABLE rollback_before; DROP TABLE rollback_events; DROP TABLE import_mark; PRAGMA user_version = 3
 """
 """Makes a store what it was before the steps of totals and of session times."""
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacific/Apia")

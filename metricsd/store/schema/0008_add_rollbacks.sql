@@ -47,19 +47,30 @@ CREATE TABLE rollback (
 
 CREATE TABLE rollback_before (
     rollback TEXT NOT NULL,
+    part INTEGER NOT NULL,
     type TEXT NOT NULL,                 -- as in import_before
     id TEXT NOT NULL,
     before TEXT,                        -- JSON; NULL: it was not there
     after BLOB NOT NULL,                -- hash of what the rollback made of it
-    PRIMARY KEY (rollback, type, id)
+    PRIMARY KEY (rollback, part, type, id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX rollback_before_of ON rollback_before (type, id);
+
+-- The events that a rollback took out of what counts, or, taking back another one, brought back.
+CREATE TABLE rollback_events (
+    rollback TEXT NOT NULL,
+    part INTEGER NOT NULL,
+    batch TEXT NOT NULL,
+    back INTEGER NOT NULL,              -- 1: brought back
+    ids BLOB NOT NULL,                  -- event ids, 16 bytes each; empty: whatever there is of the batch, elsewhere
+    PRIMARY KEY (rollback, part, batch)
+) STRICT, WITHOUT ROWID;
 
 -- Which of a part's events a rule found something about.
 CREATE TABLE import_mark (
     run TEXT NOT NULL,
     part INTEGER NOT NULL,
-    rule TEXT NOT NULL,
+    rule TEXT NOT NULL,                 -- empty: events of older imports that the part brought back
     ids BLOB NOT NULL,                  -- event ids, 16 bytes each
     PRIMARY KEY (run, part, rule)
 ) STRICT, WITHOUT ROWID;

@@ -1,0 +1,106 @@
+"""Takes imported events out of what counts and brings them back, by the `import_batch` records alone.
+
+Whole batches go by one flag; a part of one by selections that name its events (store/batches.py). Nothing here deletes an
+event or changes one: what was taken out is still known, so neither sync nor the live tail of the same files brings it
+back. Functions run inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from metricsd.ids import EventId
+from metricsd.protocol import FieldValue
+from metricsd.store import batches, records
+from metricsd.store.connection import Store
+
+_NAMES = "SELECT id FROM term WHERE text = ? OR (text > ? AND text < ?)"
+_EVENTS = f"""
+SELECT e.id, EXISTS (SELECT 1 FROM retracted_batch AS r WHERE r.batch = e.batch) FROM event AS e WHERE e.batch IN ({_NAMES})
+"""
+_FOLDED = f"SELECT EXISTS (SELECT 1 FROM folded_batch WHERE batch IN ({_NAMES}))"
+
+
+def names_of(batch: str) -> tuple[str, str, str]:
+    """Return what to bind to the SQL of all names under which events of a batch are kept."""
+    return batch, batch + batches.SELECTION, batch + chr(ord(batches.SELECTION) + 1)
+
+
+def members(store: Store, batch: str) -> dict[EventId, bool]:
+    """Return {event: whether it counts} of a batch."""
+    rows = store.db.execute(_EVENTS, names_of(batch))
+    return {EventId(event_id): not out for event_id, out in rows}
+
+
+def switch(store: Store, name: str, *, active: bool) -> None:
+    """Let what a batch or a selection covers count, or not."""
+    records.edit(store, batches.TYPE, name, {batches.ACTIVE: active})
+
+
+def leave_out(store: Store, batch: str, ids: Collection[EventId]) -> list[EventId]:
+    """Take some of a batch's events out; return those that counted before."""
+    here = members(store, batch)
+    gone = sorted(event_id for event_id in set(ids) if here.get(event_id))
+    if not gone:
+        return []
+    is_all = len(gone) == sum(here.values())
+    if is_all and not store.db.execute(_FOLDED, names_of(batch)).fetchone()[0]:
+        switch(store, batch, active=False)
+    else:
+        _exclude(store, batch, gone)
+    return gone
+
+
+def leave_all_out(store: Store, batch: str) -> list[EventId]:
+    """Take a whole batch out, whatever of it is here; return those that counted before."""
+    gone = sorted(event_id for event_id, counts in members(store, batch).items() if counts)
+    switch(store, batch, active=False)
+    return gone
+
+
+def bring_back(store: Store, ids: Collection[EventId]) -> dict[str, list[EventId]]:
+    """Let these events count again, whichever import brought them, and no others; return those that did not, by batch."""
+    found: dict[str, list[EventId]] = {}
+    for batch, wanted in by_batch(store, ids):
+        here = members(store, batch)
+        back = {event_id for event_id in wanted if here.get(event_id) is False}
+        if not back:
+            continue
+        found[batch] = sorted(back)
+        rest = sorted(event_id for event_id, counts in here.items() if not counts and event_id not in back)
+        _exclude(store, batch, rest)
+        switch(store, batch, active=True)
+        kept = {batches.selection_name(batch, some) for some in _pieces(rest)}
+        for name, _, inactive in list(batches.selections(store, batch)):
+            if inactive and name not in kept:
+                switch(store, name, active=True)
+    return found
+
+
+def is_out(store: Store, batch: str) -> bool:
+    """Return whether a whole batch does not count."""
+    record = records.get(store, batches.TYPE, batch)
+    return record is not None and batches.is_inactive(record.version.fields, deleted=record.version.deleted)
+
+
+def _exclude(store: Store, batch: str, ids: Sequence[EventId]) -> None:
+    for some in _pieces(ids):
+        fields: dict[str, FieldValue] = {batches.ACTIVE: False, **batches.selection_fields(some)}
+        records.edit(store, batches.TYPE, batches.selection_name(batch, some), fields)
+
+
+def _pieces(ids: Sequence[EventId]) -> Iterator[Sequence[EventId]]:
+    for start in range(0, len(ids), batches.NAMED_MAX):
+        yield ids[start : start + batches.NAMED_MAX]
+
+
+def by_batch(store: Store, ids: Collection[EventId]) -> list[tuple[str, list[EventId]]]:
+    """Return the imported events among these, by batch."""
+    found: dict[str, list[EventId]] = {}
+    wanted = list(ids)
+    for start in range(0, len(wanted), 500):
+        some = wanted[start : start + 500]
+        sql = f"SELECT id, batch FROM event WHERE batch IS NOT NULL AND id IN ({', '.join('?' * len(some))})"
+        for event_id, term in store.db.execute(sql, some):
+            found.setdefault(batches.base_of(store.terms.name(term) or ""), []).append(EventId(event_id))
+    return sorted(found.items())
