@@ -16,6 +16,7 @@ BENCHES = (
     "sync",
     "realtime",
     "resolve",
+    "rollback",
     "cloud",
     "postgres",
     "capacity",
