@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import sqlite3
 import subprocess
@@ -211,6 +212,29 @@ def test_wrong_options_are_usage_errors(home: Paths, tmp_path: Path) -> None:
         with pytest.raises(Exception) as refused:
             run_command(["migrate", *options])
         assert getattr(refused.value, "exit_code", 0) == 2, options
+
+
+def test_a_bar_is_for_a_terminal_alone(home: Paths, tmp_path: Path) -> None:
+    """On a pipe there is nothing but the result; on a terminal the bar goes to stderr and leaves stdout alone."""
+    source = bad_source(tmp_path / "source", 2000, 0)
+    command = [sys.executable, "-m", "metricsd", "migrate", "run", "--dry-run", str(source)]
+    piped = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60, check=True)
+    assert piped.stderr == b"" and b"2000 read: 2000 loaded" in piped.stdout
+    ours, theirs = pty.openpty()
+    shown = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(theirs)
+    bar = os.read(ours, 65536)
+    os.close(ours)
+    assert b"loading" in bar or b"looking" in bar
+    assert b"2000 read: 2000 loaded" in shown.stdout
 
 
 def test_a_rate_is_that_of_the_last_half_minute() -> None:
