@@ -13,6 +13,7 @@ BENCHES = (
     "latency",
     "status",
     "report",
+    "older_api",
     "sync",
     "realtime",
     "resolve",

@@ -173,13 +173,10 @@ class LocalShelf:
             group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
             try:
                 await self._store([writes for writes, _ in group])
-            except (StoreError, LineRejected):
+            except Exception:
+                # Whatever it was, it may be the fault of one of them alone.
                 for writes, done in group:
                     await self._write_alone(writes, done)
-            except Exception as error:
-                for _, done in group:
-                    if not done.done():
-                        done.set_exception(error)
             else:
                 for _, done in group:
                     if not done.done():
@@ -192,12 +189,9 @@ class LocalShelf:
                 await self._store([writes])
             else:
                 await self._put_aside(writes)
-        except StoreError as error:
+        except Exception as error:
             if not done.done():
-                done.set_exception(error)
-        except LineRejected as error:
-            if not done.done():
-                done.set_exception(StoreUnavailable(str(error)))
+                done.set_exception(StoreUnavailable(str(error)) if isinstance(error, LineRejected) else error)
         else:
             if not done.done():
                 done.set_result(None)

@@ -18,7 +18,7 @@ from metricsd.errors import MetricsdError
 _DATA = (
     "store.db*", ".store.db*", "spool", "quarantine", "backups", "damaged", "identity.json", ".identity.json.*",
     "policy.json", ".policy.json.*", "policy_kept", "tenant_policy.toml", ".tenant_policy.toml.*", "mode.json*",
-    "log", "run", "demo.out",
+    "log", "run", "demo.out", "older_api_waiting.jsonl*",
 )  # fmt: skip
 _LAST = "daemon.lock"
 _QUIET = b"#!/bin/sh\n# metricsd was uninstalled: takes what a running session still sends, and keeps nothing.\nexec cat >/dev/null 2>&1\n"

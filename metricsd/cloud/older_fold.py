@@ -14,8 +14,8 @@ from metricsd.totals import COUNTED_MAX, bucket_of
 
 STEP = 5_000
 """Events of one step: some tens of milliseconds, for which other writers of the tenant wait."""
-FOLDS_MAX = 400
-"""Steps that one request takes at most: two million events; the next request goes on there."""
+FOLDS_MAX = 100
+"""Steps that one request takes at most: half a million events, some seconds; the next request goes on there."""
 HOUR_US = 3_600 * 1_000_000
 HOURS = 24
 TOOL_USED = "tool_used"
