@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ import httpx
 import pytest
 import watchfiles
 
+from metricsd import daemon as daemon_module
 from metricsd import netwatch, prober, schedule
 from metricsd.client import CloudClient
 from metricsd.clock import US_PER_S
@@ -39,6 +41,7 @@ from metricsd.store import records, state
 from metricsd.store.connection import Store
 from metricsd.store.outbox import CURSOR
 from metricsd.sync import engine, realtime
+from metricsd.sync.login import login
 from metricsd.sync.report import Report
 from metricsd.syncing import Syncing
 from tests.sim.virtual import LoopClock, VirtualLoop
@@ -175,7 +178,7 @@ def settings(paths: Paths, **sections: Mapping[str, Any]) -> Config:
 
 @contextlib.contextmanager
 def virtual_machines(loop: VirtualLoop, root: Path, seed: int, cloud: Cloud) -> Iterator[World]:
-    """Give a world whose daemons live in virtual time; everything that is drawn follows from the seed."""
+    """Give a world whose daemons live in virtual time; what they draw by lot follows from the seed."""
     rng = Random(seed)
     world = World(root, LoopClock(loop))
     world.settings = cloud
@@ -202,6 +205,7 @@ def virtual_machines(loop: VirtualLoop, root: Path, seed: int, cloud: Cloud) -> 
         patch.setattr(schedule, "datetime", _Machines)
         for module in (engine, prober, realtime):
             patch.setattr(module, "Random", lambda: Random(rng.random()))
+        patch.setattr(daemon_module, "random", rng)
         # Idle sessions are looked for each minute at least, which would be most of what a day costs here.
         patch.setattr(schedule, "IDLE_CHECK_MAX_S", 7200.0)
         yield world
@@ -339,8 +343,6 @@ class Machine:
 
 def durations(stores: Sequence[Path]) -> Counter[int]:
     """Return the durations of all events in some databases."""
-    import sqlite3
-
     found: Counter[int] = Counter()
     for file in stores:
         with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
@@ -350,7 +352,5 @@ def durations(stores: Sequence[Path]) -> Counter[int]:
 
 async def make(world: World, machine: Machine) -> None:
     """Log a machine in and start its daemon."""
-    from metricsd.sync.login import login
-
     await login(machine.paths, URL, await world.token(), machine.name, machine._config.sync, connect=world.connect)
     await machine.start()
