@@ -16,7 +16,7 @@ _REALTIME_CALM = ("switched off (sync.realtime)", "not needed: nothing is pulled
 """Reasons of sync/realtime.py that nobody needs to act on (a test holds the two together)."""
 
 
-_HELD_BACK = {"degraded": "slowed down", "remote_only": "captures go straight to the cloud"}
+_HELD_BACK = {"hybrid": "kept on", "degraded": "slowed down", "remote_only": "captures go straight to the cloud"}
 
 
 class Mark(StrEnum):
@@ -133,7 +133,7 @@ def _sync(found: Section, now: datetime) -> Line:
         return Line(Mark.OFF, "sync", "off: not logged in; everything stays on this machine", "metricsd login URL")
     if reason == "auth":
         return Line(Mark.BAD, "sync", f"stopped: {sync['last_error']}; {waiting}", "metricsd login URL")
-    if mode["current"] != "hybrid":
+    if mode["current"] != "hybrid" or mode["forced"]:
         return _held_back(mode, sync["last_error"], waiting)
     if sync["last_success"] is None:
         return Line(Mark.LOOK, "sync", f"not yet with {sync['url']}; {waiting}", "metricsd sync --now")
@@ -147,7 +147,8 @@ def _held_back(mode: Section, last_error: str | None, waiting: str) -> Line:
     how = "off" if reason.startswith("store and cloud") else _HELD_BACK.get(mode["current"], "off")
     if mode["forced"]:
         until = f"until {mode['forced_until']}" if mode.get("forced_until") else "until you end it"
-        return Line(Mark.LOOK, "sync", f"{how}: you said so, {until}; {waiting}", "metricsd mode auto")
+        met = f"{last_error}; " if last_error and mode["current"] == "hybrid" else ""
+        return Line(Mark.LOOK, "sync", f"{how}: you said so, {until}; {met}{waiting}", "metricsd mode auto")
     if mode["current"] == "local_only":
         return Line(Mark.LOOK, "sync", f"{how}: {last_error or reason}; {waiting}", "metricsd sync --now")
     # A slow cloud or a long backlog ends by itself, and the store's line says what the store needs.

@@ -234,6 +234,11 @@ def test_the_screen_shows_what_to_type(home: Paths) -> None:
         (("degraded", "slow: answers take over 5 s", False), "slowed down: slow: answers take over 5 s", ""),
         (("degraded", "store and cloud: disk; away", False), "off: store and cloud: disk; away", ""),
         (("remote_only", "store: disk full", False), "captures go straight to the cloud: store: disk full", ""),
+        (
+            ("hybrid", "forced", True),
+            "kept on: you said so, until 2026-11-29T11:46:21Z; refused; 0",
+            "metricsd mode auto",
+        ),
         (("remote_only", "forced", True), "captures go straight to the cloud: you said so", "metricsd mode auto"),
     ],
 )
@@ -246,6 +251,7 @@ def test_the_screen_says_how_a_mode_goes_and_what_ends_it(
     current, reason, forced = mode
     until = "2026-11-29T11:46:21Z" if forced else None
     found["mode"] = {"current": current, "reason": reason, "since": None, "forced": forced, "forced_until": until}
+    found["sync"]["last_error"] = "refused" if current == "hybrid" else None
     lines = render(found, colour=False, encoding="ascii").splitlines()
     [at] = [number for number, line in enumerate(lines) if line.startswith("! sync")]
     assert said in lines[at]
