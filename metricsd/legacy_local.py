@@ -8,6 +8,7 @@ it never waits for who writes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +125,12 @@ class LocalShelf:
 
     async def loop(self) -> None:
         """Take in what waits for the store, as soon as it can be used, for ever."""
+        is_prepared = not self._config.legacy.listen
         while True:
+            if not is_prepared and self._keeper.trouble is None:
+                with contextlib.suppress(StoreUnavailable):
+                    await self._run(older_api.prepare, self._keeper.store)
+                    is_prepared = True
             if not self._journal.is_empty and self._keeper.trouble is None:
                 await self._take_waiting()
             await self._clock.sleep(self._config.store.check_s)

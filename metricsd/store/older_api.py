@@ -1,8 +1,8 @@
 """What clients of the older API ask of the store: one session, a page of sessions, a session's calls, recent figures.
 
-Reading only, over one snapshot, and by index: nothing here looks at every event or every session. A session is the one
-of its app; where two apps have the same id, there is one, and what a client wrote comes first. A deleted session is not told of, its
-calls are.
+Reading only, but for the index that `prepare` makes; over one snapshot, and by index: nothing here looks at every event
+or every session. A session is the one of its app; where two apps have the same id, there is one, and what a client
+wrote comes first. A deleted session is not told of, its calls are.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from metricsd.model import Event, Kind
 from metricsd.store import legacy_extra, session_totals
+from metricsd.store.connection import Store
 from metricsd.store.events import SELECT, from_row
 from metricsd.store.legacy_extra import SESSION, TOOL
 from metricsd.store.summary import Metric, Summary
@@ -52,6 +53,7 @@ SELECT json_extract(fields, '$.app'), json_extract(fields, '$.session'), json_ex
     json_extract(fields, '$.total_duration_ms')
 FROM record WHERE type = 'tool_metric' AND deleted = 0 AND json_extract(fields, '$.session') = ?
 """
+_INDEX = "CREATE INDEX IF NOT EXISTS event_session ON event (session) WHERE session IS NOT NULL"
 _NEWEST = "SELECT min(started_at) FROM (SELECT started_at FROM session_counters ORDER BY started_at DESC LIMIT ?)"
 _FOREVER_US = 2**62
 
@@ -88,6 +90,12 @@ class Page(NamedTuple):
     until_us: int | None
     skip: int
     limit: int
+
+
+def prepare(store: Store) -> None:
+    """Make the index by which the calls of a session are found; homes that are not asked do without its bytes."""
+    with store.transaction():
+        store.db.execute(_INDEX)
 
 
 def find(summary: Summary, session_id: str) -> Found | None:

@@ -48,7 +48,7 @@ WAYS = (
 UNDO_STEPS = """
 DROP TABLE day_total; DROP TABLE hour_total; DROP INDEX event_batch; DROP TABLE folded_batch;
 DROP INDEX session_counters_started; DROP INDEX session_counters_active;
-DROP INDEX event_session; DROP INDEX legacy_extra_who; DROP INDEX legacy_extra_began;
+DROP INDEX legacy_extra_who; DROP INDEX legacy_extra_began;
 ALTER TABLE legacy_extra DROP COLUMN who; ALTER TABLE legacy_extra DROP COLUMN began;
 DROP TABLE import_run; DROP TABLE import_part; DROP TABLE import_before;
 DROP TABLE retracted_batch; DROP TABLE retracted_total;

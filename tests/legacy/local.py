@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,9 +45,9 @@ class QuietHost:
 class Local:
     """One home's store with the API over it."""
 
-    def __init__(self, root: Path, clock: Clock | None = None) -> None:
+    def __init__(self, root: Path, clock: Clock | None = None, settings: Mapping[str, str] | None = None) -> None:
         self.paths = find_paths({"METRICSD_HOME": str(root)})
-        config = load_config(self.paths, {}, system_file=root / "none.toml")
+        config = load_config(self.paths, settings or {}, system_file=root / "none.toml")
         self.clock = clock or SystemClock()
         self.keeper = StoreKeeper(self.paths, config, self.clock)
         self.writer = Writer(self.paths.store)
@@ -83,9 +83,11 @@ class Local:
 
 
 @contextlib.asynccontextmanager
-async def local_api(root: Path, clock: Clock | None = None) -> AsyncIterator[Local]:
+async def local_api(
+    root: Path, clock: Clock | None = None, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Local]:
     """Give a home's API, opened."""
-    made = Local(root, clock)
+    made = Local(root, clock, settings)
     await made.writer.run(made.keeper.open)
     assert made.keeper.trouble is None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -241,3 +242,18 @@ async def test_times_are_read_as_recorded(tmp_path: Path) -> None:
         ):
             answer = await local.ask("POST", "sessions", SESSION | {"start_time": text})
             assert (answer.status, answer.document["error"]) == (400, wrong), text
+
+
+@pytest.mark.parametrize("listen", ["", "127.0.0.1:3002"])
+async def test_only_a_home_that_serves_the_api_pays_for_the_index_of_its_calls(tmp_path: Path, listen: str) -> None:
+    """It is a tenth of a store's bytes."""
+    index = "SELECT count(*) FROM sqlite_schema WHERE name = 'event_session'"
+    settings = {"METRICSD_LEGACY_LISTEN": listen, "METRICSD_STORE_CHECK_S": "0.02"} if listen else {}
+    async with local_api(tmp_path / "home", settings=settings) as local:
+        loop = asyncio.create_task(local.shelf.loop())
+        async with asyncio.timeout(20):
+            while listen and not await local.count(index):
+                await asyncio.sleep(0)
+        await local.data("POST", "sessions", SESSION)
+        assert await local.count(index) == bool(listen)
+        loop.cancel()

@@ -1,8 +1,7 @@
--- Clients of the older API ask for the calls of one session, and for the sessions of one person or of some days. Without
--- these, each such question reads every event, or every document that was ever kept. Columns instead of expressions,
--- because a schema is not trusted to call functions.
+-- Clients of the older API ask for the sessions of one person or of some days. Without these, each such question reads
+-- every document that was ever kept. Columns instead of expressions, because a schema is not trusted to call functions.
+-- The index for the calls of one session is made where that API is served (store/older_api.py): it is a tenth of a store.
 
-CREATE INDEX event_session ON event (session) WHERE session IS NOT NULL;
 ALTER TABLE legacy_extra ADD COLUMN who TEXT;           -- whose session a client said it is
 ALTER TABLE legacy_extra ADD COLUMN began INTEGER;      -- when a client said that it began, microseconds UTC
 UPDATE legacy_extra SET who = json_extract(body, '$.user'), began = json_extract(body, '$.start_us')
