@@ -169,8 +169,18 @@ def _stored(paths: Paths, run_id: str) -> dict[str, Any]:
     with snapshot(paths.store) as db:
         for (text,) in db.execute("SELECT counts FROM import_part WHERE run = ?", (run_id,)):
             counts, parts = counts + msgspec.json.decode(text, type=Counts), parts + 1
+        taken_back = [
+            {"id": one, "at_us": at, **{name: done[name] for name in ("events", "records", "kept_count")}, "undo": undo}
+            for one, at, done, undo in (
+                (one, at, json.loads(done), json.loads(what)["undo"])
+                for one, at, done, what in db.execute(
+                    "SELECT id, at, done, what FROM rollback WHERE run = ? ORDER BY length(id), id", (run_id,)
+                )
+            )
+        ]
     return {
         "parts": parts,
+        "rollbacks": taken_back,
         "sessions": msgspec.to_builtins(counts.sessions),
         "tool_events": msgspec.to_builtins(counts.tool_events),
         "other_events": msgspec.to_builtins(counts.other_events),
@@ -188,6 +198,9 @@ def _status_text(row: dict[str, Any]) -> str:
         if tally and tally["source"]:
             fates = ", ".join(f"{tally[fate]} {fate}" for fate in ("loaded", "merged", "skipped", "rejected"))
             lines.append(f"{name.replace('_', ' '):<11}{tally['source']} read: {fates}")
+    for one in row.get("rollbacks", ()):
+        what = f"undone {one['undo']}: brought back" if one["undo"] else f"rolled back {one['id']}: took out"
+        lines.append(f"{what} {one['events']} events, {one['records']} records")
     if row["reason"]:
         lines.append(f"reason     {row['reason']}")
     if row["state"] in ("cut_off", "paused", "failed"):

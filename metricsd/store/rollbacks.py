@@ -28,10 +28,9 @@ from metricsd.store.witness import Proof, Witness
 KEPT_LISTED_MAX = 1000
 _PARTS = "SELECT part FROM import_part WHERE run = ? AND part >= ? ORDER BY part DESC"
 _NAMED = "SELECT id FROM record WHERE type = ? AND id > ? AND id < ?"
-_RUN_OF = "SELECT run, what FROM rollback WHERE id = ?"
+_RUN_OF = "SELECT run FROM rollback WHERE id = ?"
 _NUMBER = "SELECT count(*) FROM rollback WHERE run = ?"
 _NOTE = "INSERT INTO rollback VALUES (?, ?, ?, ?, ?)"
-_LIST = "SELECT id, run, at, what, done FROM rollback WHERE run = ? ORDER BY at, length(id), id"
 _PARTS_OF = """
 SELECT part FROM rollback_before WHERE rollback = ? UNION SELECT part FROM rollback_events WHERE rollback = ?
 """
@@ -80,16 +79,6 @@ class Done(Struct, frozen=True):
     dry_run: bool = False
 
 
-class Entry(Struct, frozen=True):
-    """A rollback that was done."""
-
-    id: str
-    run: str
-    at_us: int
-    what: Mapping[str, Any]
-    done: Mapping[str, Any]
-
-
 _Move = tuple[str, "list[EventId] | None", bool]
 """A batch, its events to move (None: all, whatever there is), and whether they come back."""
 
@@ -114,14 +103,6 @@ def find(store: Store, rollback: str) -> str | None:
     """Return the run that a rollback is of; None when there is no such rollback."""
     row = store.db.execute(_RUN_OF, (rollback,)).fetchone()
     return None if row is None else str(row[0])
-
-
-def list_of(store: Store, run: str) -> list[Entry]:
-    """Return the rollbacks of a run, the oldest first."""
-    return [
-        Entry(one, of, at, msgspec.json.decode(what), msgspec.json.decode(done))
-        for one, of, at, what, done in store.db.execute(_LIST, (run,))
-    ]
 
 
 def is_known(store: Store, run: str) -> bool:
@@ -230,21 +211,26 @@ class _Rollback:
     def _move(self, part: int, batch: str, ids: list[EventId] | None, *, back: bool) -> None:
         """Bring events of a batch back or take them out (None: whatever there is), and note which ones."""
         store = self._store
-        before = self._counting_of(batch)
-        if back and ids:
-            moved = switching.bring_back(store, ids).get(batch, [])
-            expected = before | set(moved)
-        elif back:
-            switching.switch(store, batch, active=True)
-            moved, expected = [], self._counting_of(batch)
+        here = switching.members(store, batch)
+        before = {event_id for event_id, counts in here.items() if counts}
+        if not here:
+            # Nothing of it is on this machine: its record alone can be switched, and says so to the others.
+            if not ids and switching.is_out(store, batch) is back:
+                switching.switch(store, batch, active=back)
+                store.db.execute(_NOTE_MOVE, (self._id, part, batch, back, b""))
+            return
+        wanted = before if ids is None else here.keys() & set(ids)
+        moved = wanted - before if back else wanted & before
+        if not moved:
+            return
+        if back:
+            switching.bring_back(store, moved)
         else:
-            moved = switching.leave_out(store, batch, ids) if ids is not None else switching.leave_all_out(store, batch)
-            expected = before - set(before if ids is None else ids)
-        if self._counting_of(batch) != expected:
+            switching.leave_out(store, batch, moved)
+        if self._counting_of(batch) != (before | moved if back else before - moved):
             raise RollbackUnproven(f"{batch}: more or less than what was asked for would change; nothing was changed")
         self._events += len(moved)
-        if moved or ids is None or not ids:
-            store.db.execute(_NOTE_MOVE, (self._id, part, batch, back, b"".join(moved)))
+        store.db.execute(_NOTE_MOVE, (self._id, part, batch, back, b"".join(sorted(moved))))
 
     def _counting_of(self, batch: str) -> set[EventId]:
         return {event_id for event_id, counts in switching.members(self._store, batch).items() if counts}

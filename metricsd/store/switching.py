@@ -51,13 +51,6 @@ def leave_out(store: Store, batch: str, ids: Collection[EventId]) -> list[EventI
     return gone
 
 
-def leave_all_out(store: Store, batch: str) -> list[EventId]:
-    """Take a whole batch out, whatever of it is here; return those that counted before."""
-    gone = sorted(event_id for event_id, counts in members(store, batch).items() if counts)
-    switch(store, batch, active=False)
-    return gone
-
-
 def bring_back(store: Store, ids: Collection[EventId]) -> dict[str, list[EventId]]:
     """Let these events count again, whichever import brought them, and no others; return those that did not, by batch."""
     found: dict[str, list[EventId]] = {}

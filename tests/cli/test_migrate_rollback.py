@@ -62,7 +62,12 @@ def test_all_of_it_goes_and_comes_back(home: Paths, capsys: pytest.CaptureFixtur
     assert json.loads("".join(lines))[0]["state"] == "rolled_back"
     run_command(["session", "list", "--json"])
     assert json.loads(capsys.readouterr().out) == []
+    _, lines = metricsd(capsys, "status", run, "--json")
+    (noted,) = json.loads(lines[0])["rollbacks"]
+    assert (noted["id"], noted["events"], noted["undo"]) == (done["rollback_id"], 66, None)
     back = rolled(capsys, done["rollback_id"])
+    _, lines = metricsd(capsys, "status", run)
+    assert f"rolled back {done['rollback_id']}: took out 66 events" in "\n".join(lines)
     assert (back["events"], counted(capsys)) == (66, full)
     _, lines = metricsd(capsys, "list", "--json")
     assert json.loads("".join(lines))[0]["state"] == "done"

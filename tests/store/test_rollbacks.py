@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from metricsd.crash import ROLLBACK_POINTS, VARIABLE
 from metricsd.errors import RollbackUnproven
@@ -41,7 +41,7 @@ from tests.fakes import START_US, FakeClock
 from tests.store.imported import HOUR_US, SESSIONS, TOOLS, carry, counting, fact, load, said, state_digest
 
 FACTS = 24
-EXAMPLES = 40
+EXAMPLES = 30
 numbers = st.sets(st.integers(0, FACTS - 1), min_size=1, max_size=10)
 choices = st.one_of(
     st.builds(lambda tool: Choice(tools=(tool,)), st.sampled_from(TOOLS)),
@@ -97,7 +97,15 @@ class Laws(RuleBasedStateMachine):
         self.other.close()
         self._folder.cleanup()
 
-    @rule(run=st.sampled_from(["a", "b", "c"]), some=numbers)
+    @initialize(live=numbers, first=numbers, second=numbers, third=numbers)
+    def begin(self, live: set[int], first: set[int], second: set[int], third: set[int]) -> None:
+        """There is something to take back from the first step on."""
+        self.capture(live)
+        self.import_part("a", first)
+        self.import_part("b", second)
+        self.import_part("a", third)
+
+    @rule(run=st.sampled_from(["a", "b"]), some=numbers)
     def import_part(self, run: str, some: set[int]) -> None:
         parts = self.brought.setdefault(run, [])
         load(self.store, run, len(parts) + 1, sorted(some), {n: rules_of(n) for n in some})
@@ -118,7 +126,14 @@ class Laws(RuleBasedStateMachine):
             records.edit(self.store, "session", f"claude-code/s{session}", {"description": text})
         self.by_hand[session] = text
 
-    @rule(target=done, run=st.sampled_from(["a", "b", "c"]), first=st.integers(1, 3), choice=st.none() | choices)
+    @rule(target=done, run=st.sampled_from(["a", "b"]), first=st.sampled_from([1, 1, 2, 3]))
+    def take_back_from(self, run: str, first: int) -> tuple[str, frozenset[int], bool]:
+        return self.take_back(run, first, None)
+
+    @rule(target=done, run=st.sampled_from(["a", "b"]), choice=choices)
+    def take_back_some(self, run: str, choice: Choice) -> tuple[str, frozenset[int], bool]:
+        return self.take_back(run, 1, choice)
+
     def take_back(self, run: str, first: int, choice: Choice | None) -> tuple[str, frozenset[int], bool]:
         gone = {n for part in self.brought.get(run, [])[first - 1 :] for n in part}
         gone = {n for n in gone & self.counts if choice is None or matches(choice, n)}
@@ -339,13 +354,13 @@ def test_nothing_else_can_change_unseen(store: Store, sql: str, monkeypatch: pyt
             "INSERT INTO legacy_extra (kind, key, at, bytes, body) VALUES ('session', 'by-hand', 1, 2, '{}')"
         )
     before = state_digest(store)
-    leave = switching.leave_all_out
+    leave = switching.leave_out
 
-    def wrong(store: Store, batch: str) -> Any:
+    def wrong(store: Store, batch: str, ids: Any) -> Any:
         store.db.execute(sql)
-        return leave(store, batch)
+        return leave(store, batch, ids)
 
-    monkeypatch.setattr(switching, "leave_all_out", wrong)
+    monkeypatch.setattr(switching, "leave_out", wrong)
     with pytest.raises(RollbackUnproven):
         rollbacks.run(store, Wanted("a"))
     assert state_digest(store) == before
@@ -382,6 +397,30 @@ def test_a_kill_leaves_all_of_it_or_nothing(point: str, tmp_path: Path) -> None:
     done = rollbacks.run(store, Wanted("a"))
     assert (done.events, counting(store)) == (0 if is_done else 20, set())
     store.close()
+
+
+def test_taking_back_what_is_out_already_is_nothing_to_take_back(store: Store) -> None:
+    """The second rollback took nothing, so taking that one back brings nothing."""
+    load(store, "a", 1, range(5))
+    first = rollbacks.run(store, Wanted("a"))
+    second = rollbacks.run(store, Wanted("a"))
+    rollbacks.run(store, Wanted("a", undo=second.id))
+    assert (second.events, counting(store)) == (0, set())
+    assert rollbacks.run(store, Wanted("a", undo=first.id)).events == 5
+
+
+def test_what_went_to_the_cloud_alone_is_taken_back_by_its_records(store: Store) -> None:
+    """This machine never had the events; their records came with a sync, and switching them tells everybody."""
+    with store.transaction():
+        for part in (1, 2):
+            records.edit(store, "import_batch", f"c.{part}", {"active": True})
+    assert rollbacks.is_known(store, "c") and not rollbacks.is_stored(store, "c")
+    done = rollbacks.run(store, Wanted("c", first_part=2))
+    assert (switching.is_out(store, "c.1"), switching.is_out(store, "c.2")) == (False, True)
+    undone = rollbacks.run(store, Wanted("c", undo=done.id))
+    assert not switching.is_out(store, "c.2")
+    rollbacks.run(store, Wanted("c", undo=undone.id))
+    assert (switching.is_out(store, "c.1"), switching.is_out(store, "c.2")) == (False, True)
 
 
 def test_a_journal_keeps_the_first_before_and_the_last_after(store: Store) -> None:
