@@ -24,6 +24,7 @@ BENCHES = (
     "idle",
     "rsyslog",
     "migration",
+    "proof",
 )
 DEADLINE_S = 900
 

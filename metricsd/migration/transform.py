@@ -68,7 +68,8 @@ class Transform:
         if session is None or session in NO_SESSION:
             owner = self._work.owner(call.user, event.at)
             if owner is not None:
-                session = owner
+                # As events have it: an id that does not look like one is kept as its hash.
+                session = repeated_id(owner)
                 notes.append(Note(NoteKind.GUESS, "session_by_time", "session", row.place))
         if row.others:
             notes.append(Note(NoteKind.MERGE, "announced_call", "", row.place, row.others))

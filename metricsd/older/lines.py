@@ -110,7 +110,8 @@ class Adding:
         """Return a call with the session that ran at its time; without one it waits for a document that comes later."""
         owner = self._sessions.owner(call.user, call.event.at)
         if owner is not None:
-            return msgspec.structs.replace(call.event, session=owner)
+            # As events have it: an id that does not look like one is kept as its hash.
+            return msgspec.structs.replace(call.event, session=repeated_id(owner))
         if call.user is not None and call.user not in self._callers:
             self._callers.add(call.user)
             self._unit.beside.append(Caller(call.user))

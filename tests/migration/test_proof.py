@@ -159,3 +159,29 @@ def test_rows_that_a_rule_of_ones_own_rejects_are_accounted_for(tmp_path: Path) 
     assert (report.rows.excluded, report.rows.unfaithful, report.counts.tool_events.rejected) == (1, 0, 1)
     assert report.confidence.reconciled
     assert {one.name for one in report.rejects} == {"rule_no_write"}
+
+
+def test_a_call_is_given_to_a_session_with_a_strange_id(tmp_path: Path) -> None:
+    """The call and its session have one id, in events the hash of the strange one; both readers say so."""
+    strange = first("a b", start="2026-11-22T18:59:00Z")
+    source = write(tmp_path / "source", [call(session_id="default-session")], [strange, summary("a b")])
+    found = prove(tmp_path / "home", source)
+    assert (found.report.rows.equal, found.report.rows.unfaithful) == (3, 0)
+    db = sqlite3.connect(found.store)
+    sessions = db.execute(
+        "SELECT DISTINCT s.session_id FROM event AS e JOIN session AS s ON s.id = e.session"
+    ).fetchall()
+    db.close()
+    assert len(sessions) == 1
+    assert str(sessions[0][0]).startswith("hash-")
+
+
+def test_sessions_without_calls_and_lost_calls_are_said(tmp_path: Path) -> None:
+    """Summaries that count calls which no file has: the other folder is missing."""
+    documents = []
+    for number in range(4):
+        documents += [first(f"s{number}"), summary(f"s{number}")]
+    report = prove(tmp_path / "home", write(tmp_path / "source", [call(session_id="s0")] * 3, documents)).report
+    found = {one.name: one.count for one in report.findings}
+    assert found["sessions_have_calls"] == found["counters_add_up"] == 1
+    assert report.rows.unfaithful == 0
