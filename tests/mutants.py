@@ -1171,6 +1171,13 @@ MUTANTS = (
         "    return f'<span class=\"mono\">{text}</span>'\n",
         "tests/migration/test_report.py::test_the_page_shows_a_hostile_name_as_text",
     ),
+    Mutant(
+        "what works beside a run outlives it",
+        "metricsd/migration/sensitivity/__main__.py",
+        "    hold_to_parent()\n",
+        "",
+        "tests/migration/test_leash.py::test_letting_go_of_the_leash_ends_the_process",
+    ),
 )
 
 

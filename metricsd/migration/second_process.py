@@ -33,13 +33,16 @@ class Beside:
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
         self._module = module
+        # It ends when this end of the pipe is closed, which the kernel does if this process is killed (leash.py).
+        theirs, self._leash = os.pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=theirs,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         )
+        os.close(theirs)
 
     def wait(self) -> None:
         """Wait for its end, once; raise MetricsdError when it failed."""
@@ -53,6 +56,9 @@ class Beside:
         if self._process.stderr is not None and not self._process.stderr.closed:
             self._process.kill()
             self._process.communicate()
+        if self._leash >= 0:
+            os.close(self._leash)
+            self._leash = -1
 
 
 class SecondReading:

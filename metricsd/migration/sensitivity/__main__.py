@@ -12,6 +12,7 @@ from random import Random
 
 import msgspec
 
+from metricsd.migration.leash import hold_to_parent
 from metricsd.migration.model import FileKind, SourceFile
 from metricsd.migration.second.files import File
 from metricsd.migration.second.reader import FILES, TASK, Task
@@ -40,4 +41,5 @@ def _source_file(file: File) -> SourceFile:
 
 
 if __name__ == "__main__":
+    hold_to_parent()
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
