@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from metricsd.client import CloudClient
+from metricsd.clock import Clock, SystemClock
 from metricsd.config import Sync
+from metricsd.errors import CloudBusy, CloudUnreachable
 from metricsd.identity import Credentials
 from metricsd.migration.digest import Cell, RowHash
 from metricsd.migration.figures import Figures
@@ -25,6 +27,8 @@ from metricsd.migration.target_store import OURS, Counted, Stored
 from metricsd.protocol import Change, ChangesReply, RecordState, WireEvent
 
 PAGE_ITEMS = 1000
+TRIES_MAX = 8
+PAUSE_S, PAUSE_S_MAX = 1.0, 60.0
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -62,13 +66,16 @@ class CloudTarget:
     keeps_local = False
     """What stays on a machine is not there."""
 
-    def __init__(self, folder: Path, run: str, login: Credentials, settings: Sync, connect: Connect) -> None:
+    def __init__(
+        self, folder: Path, run: str, login: Credentials, settings: Sync, connect: Connect, clock: Clock | None = None
+    ) -> None:
         self._db = sqlite3.connect(folder / "cloud.db", isolation_level=None)
         self._db.executescript(_SCHEMA)
         self._prefix = f"{run}."
         self._login = login
         self._settings = settings
         self._connect = connect
+        self._clock = clock or SystemClock()
         self.hooked: Callable[[str], bool] = lambda session: False
         """Whether hooks captured a session of Claude Code: the store tells, and the load asked it."""
         self.by = Figures()
@@ -85,7 +92,7 @@ class CloudTarget:
             cursor, more = "", True
             self._db.execute("BEGIN")
             while more:
-                page = await client.everything(cursor, PAGE_ITEMS)
+                page = await self._page(client, cursor)
                 for item in page.items:
                     number += 1
                     own += self._take(item, number, side, row_hash)
@@ -127,6 +134,18 @@ class CloudTarget:
         """Close the database."""
         self._db.close()
 
+    async def _page(self, client: Pages, cursor: str) -> ChangesReply:
+        """Return the next page; a cloud that is away or busy is asked again for a while."""
+        pause_s = PAUSE_S
+        for _ in range(TRIES_MAX - 1):
+            try:
+                return await client.everything(cursor, PAGE_ITEMS)
+            except (CloudUnreachable, CloudBusy) as error:
+                asked_s = error.retry_after_s if isinstance(error, CloudBusy) else None
+                await self._clock.sleep(min(pause_s if asked_s is None else asked_s, PAUSE_S_MAX))
+                pause_s *= 2
+        return await client.everything(cursor, PAGE_ITEMS)
+
     def _take(self, item: Change, number: int, side: Side, row_hash: RowHash) -> bool:
         if item.event is None:
             if item.record is not None:
@@ -157,10 +176,15 @@ class CloudTarget:
 
 @contextlib.contextmanager
 def open_cloud(
-    folder: Path, run: str, login: Credentials, settings: Sync, connect: Connect = CloudClient
+    folder: Path,
+    run: str,
+    login: Credentials,
+    settings: Sync,
+    connect: Connect = CloudClient,
+    clock: Clock | None = None,
 ) -> Iterator[CloudTarget]:
     """Give the cloud as a target; `folder` is private to the run."""
-    target = CloudTarget(folder, run, login, settings, connect)
+    target = CloudTarget(folder, run, login, settings, connect, clock)
     try:
         yield target
     finally:

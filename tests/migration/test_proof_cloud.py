@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import asyncpg
+import httpx
 import msgspec
 import pytest
 
@@ -57,7 +58,7 @@ async def compared(world: World, device: Device, work: Work, folder: Path, run: 
     files = [as_told(number, file) for number, file in enumerate(work.files()) if file.kind.value != "ignored"]
     reader.read(File(*file) for file in files)
     comparer, books = Comparer(), Books(folder / BOOKS)
-    with open_cloud(folder, run, login, SETTINGS, world.connect) as target:
+    with open_cloud(folder, run, login, SETTINGS, world.connect, world.clock) as target:
         side = Side(folder / "target")
         await target.read(side, key)
         comparer.rows(reader.side, side)
@@ -89,6 +90,26 @@ async def test_tools_of_ones_own_and_other_devices_do_not_disturb(tmp_path: Path
     await Sent(world, laptop, work).load()
     found = await compared(world, laptop, work, tmp_path / "proof")
     assert (found.rows.equal, found.rows.ours, found.rows.unfaithful) == (20, 20, 0)
+
+
+@pytest.mark.parametrize("fault", ["429", "503", "before", "after"])
+async def test_a_cloud_that_is_busy_or_away_is_asked_again(fault: str, tmp_path: Path, world: World) -> None:
+    """Every second answer is none: all pages come in the end, each once."""
+    laptop = await world.device("laptop")
+    lines = [call(f"2026-01-05T08:{n // 60:02}:{n % 60:02}Z") for n in range(1300)]
+    work = surveyed(tmp_path / "a", write_lines(tmp_path / "s1" / "t.jsonl", lines))
+    await Sent(world, laptop, work).load()
+    asked = 0
+
+    def every_second(request: httpx.Request) -> str | None:
+        nonlocal asked
+        asked += 1
+        return fault if asked % 2 else None
+
+    world.network.fault = every_second
+    found = await compared(world, laptop, work, tmp_path / "proof")
+    assert (found.rows.equal, found.rows.unfaithful) == (1300, 0)
+    assert asked >= 4
 
 
 async def test_what_the_cloud_lost_or_altered_is_found(tmp_path: Path, world: World) -> None:
