@@ -61,7 +61,8 @@ def writes(body: Mapping[str, Any], name: str, *, app: str = APP) -> Writes:
         raise ApiError(413, f"A session may have at most {DOCUMENT_BYTES_MAX} bytes")
     note = SessionNote(name, start, None, None, _text(said, "working_directory"), _branch(said))
     return Writes(
-        events=session_events(note),
+        # The start of another tool's session is its own hook's to tell.
+        events=session_events(note) if is_own(key) else [],
         edits=[Edit(key, _fields(said))],
         documents=[Kept(SESSION, key.id, said)],
     )

@@ -15,7 +15,9 @@ from metricsd.cloud import sqlite_file
 from metricsd.cloud.access import Scope
 from tests.cloud.support import CloudUnderTest, bearer
 from tests.fakes import FakeClock
+from tests.homes import REPOSITORY
 from tests.legacy.replay import RECORDINGS, Replay, Reply
+from tests.legacy.test_golden_api_daemon import EXEMPT
 from tests.postgres import in_database
 
 SHAPE_ONLY: Mapping[str, str] = {
@@ -124,3 +126,9 @@ async def test_every_recording_is_answered_as_it_should_be(served: Served) -> No
     assert not wrong, "\n".join(wrong)
     names = {one["name"].removeprefix("shared/") for one in RECORDINGS}
     assert names >= set(SHAPE_ONLY) | set(SKIPPED)
+
+
+def test_what_is_exempt_stands_in_the_documentation_by_name() -> None:
+    """Nobody has to read a test to learn which recordings are not answered word for word."""
+    text = " ".join((REPOSITORY / "docs" / "api-legacy.md").read_text().split())
+    assert [name for name in {*EXEMPT, *SHAPE_ONLY, *SKIPPED} if f"`{name}`" not in text] == []

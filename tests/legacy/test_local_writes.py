@@ -161,6 +161,10 @@ async def test_a_session_of_another_tool_can_be_read(local: Local) -> None:
     assert (await local.data("GET", "sessions/cc-1"))["productivity_metrics"]["lines_changed"] == 12
     assert [one["session_id"] for one in await local.data("GET", "sessions")] == ["cc-1"]
     assert len(await local.data("GET", "tool-metrics/cc-1")) == 5
+    body = {"session_id": "cc-1", "start_time": "2026-01-05T07:00:00Z", "user": "ann"}
+    assert (await local.data("PUT", "sessions/cc-1", body))["user"] == "ann"
+    assert [one["user"] for one in await local.data("GET", "sessions")] == ["ann"]
+    assert await local.count("SELECT count(*) FROM event") == 5
 
 
 async def test_secrets_and_size(local: Local) -> None:
