@@ -69,7 +69,13 @@ def verify(run_id: str, as_json: bool) -> int:
     folder = state.find(paths, run_id)
     log_to_terminal("error")
     with folder.locked(), Teller(as_json=as_json) as teller:
-        summary = make_runner(paths, config, (folder, folder.read()), teller, asks=False).verify()
+        run = folder.read()
+        if run.state is state.RunState.ROLLED_BACK:
+            raise UsageError(
+                f"migration {run.id} is rolled back, so nothing of it counts: `metricsd migrate status {run.id}` names the"
+                " rollback, which can be rolled back itself"
+            )
+        summary = make_runner(paths, config, (folder, run), teller, asks=False).verify()
     print_summary(summary, as_json)
     return EXIT_OK if summary.ok else EXIT_FAILED
 

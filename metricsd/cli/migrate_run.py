@@ -128,7 +128,12 @@ def _work(paths: Paths, config: Config, folder: RunFolder, *, accept_rejects: bo
     log_to_terminal("error")
     with folder.locked(), Teller(as_json=as_json) as teller:
         found = folder.read()
-        if found.state in (RunState.DONE, RunState.ROLLED_BACK) and found.summary is not None:
+        if found.state is RunState.ROLLED_BACK:
+            raise UsageError(
+                f"migration {found.id} is rolled back: roll that back first (`metricsd migrate status {found.id}` names it),"
+                " or run the migration anew, which brings back what its source still has"
+            )
+        if found.state is RunState.DONE and found.summary is not None:
             raise UsageError(
                 f"migration {found.id} is {found.state.value}: `metricsd migrate report {found.id}` shows it"
             )

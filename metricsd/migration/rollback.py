@@ -148,7 +148,7 @@ def _note(folder: RunFolder, after: RunState | None, now_us: int) -> None:
     run = folder.read()
     if after is None or (after is RunState.DONE and run.state is not RunState.ROLLED_BACK):
         return
-    if run.summary is None and after is RunState.DONE:
-        # It was taken back before it was done.
-        after = RunState.FAILED
+    if after is RunState.DONE:
+        # Where it stood before, as its summary says; one that was cut off has none and can be gone on with.
+        after = RunState(run.summary.state) if run.summary is not None else RunState.FAILED
     folder.write(replace(run, state=after, updated_us=now_us))

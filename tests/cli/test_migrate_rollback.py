@@ -51,6 +51,7 @@ def test_all_of_it_goes_and_comes_back(home: Paths, capsys: pytest.CaptureFixtur
     run = migrated(capsys, SIX)
     full = counted(capsys)
     assert full["events"] == 66
+    stood = state.find(home, run).read().state
     tried = rolled(capsys, run, "--dry-run")
     assert (tried["events"], tried["rollback_id"], tried["dry_run"]) == (66, None, True)
     assert counted(capsys) == full
@@ -62,6 +63,9 @@ def test_all_of_it_goes_and_comes_back(home: Paths, capsys: pytest.CaptureFixtur
     assert json.loads("".join(lines))[0]["state"] == "rolled_back"
     run_command(["session", "list", "--json"])
     assert json.loads(capsys.readouterr().out) == []
+    for command in (["verify", run], ["run", "--resume", run]):
+        with pytest.raises(UsageError, match="is rolled back"):
+            run_command(["migrate", *command])
     _, lines = metricsd(capsys, "status", run, "--json")
     (noted,) = json.loads(lines[0])["rollbacks"]
     assert (noted["id"], noted["events"], noted["undo"]) == (done["rollback_id"], 66, None)
@@ -69,12 +73,11 @@ def test_all_of_it_goes_and_comes_back(home: Paths, capsys: pytest.CaptureFixtur
     _, lines = metricsd(capsys, "status", run)
     assert f"rolled back {done['rollback_id']}: took out 66 events" in "\n".join(lines)
     assert (back["events"], counted(capsys)) == (66, full)
-    _, lines = metricsd(capsys, "list", "--json")
-    assert json.loads("".join(lines))[0]["state"] == "done"
+    assert state.find(home, run).read().state is stood
     rolled(capsys, run)
     again = migrated(capsys, SIX)
     assert (counted(capsys), again != run) == (full, True)
-    _, lines = metricsd(capsys, "verify", run, "--json")
+    _, lines = metricsd(capsys, "verify", again, "--json")
     assert summary_of(lines)["confidence"]["accuracy_lb"] == 1
     with closing(sqlite3.connect(home.store)) as db:
         assert db.execute("SELECT count(*) FROM event").fetchone()[0] == 66
