@@ -1081,6 +1081,13 @@ MUTANTS = (
         f"{OLDER}::TestRewritten::test_a_session_that_ends_twice_ends_at_last",
     ),
     Mutant(
+        "a day on which clocks change has one offset",
+        "metricsd/store/calendar.py",
+        " and at_first - first == at_last - last\n",
+        "\n",
+        "tests/store/test_calendar.py::test_a_slot_is_the_zones_day_and_hour",
+    ),
+    Mutant(
         "tokens of deleted sessions count",
         "metricsd/store/token_totals.py",
         "json.dumps(sorted(summary.deleted))",

@@ -29,6 +29,9 @@ ALL_DAYS = (-1, DAY_MAX)
 """1970 begins a day earlier to the west of Greenwich."""
 DIMENSIONS = ("day", "app", "kind", "tool", "project", "bucket")
 
+_OF_DAY = frozenset(("day", "app", "kind", "bucket"))
+_DEVICES = "SELECT count(*) FROM device"
+_PLAIN = "n, failed, duration_ms, lines_added, lines_removed"
 _SUMS = "sum(n), sum(failed), sum(duration_ms), sum(lines_added), sum(lines_removed)"
 _RETRACTED = "SELECT batch FROM retracted_batch"
 _RETRACTED_NAMES = "SELECT t.text FROM retracted_batch AS b JOIN term AS t ON t.id = b.batch"
@@ -207,9 +210,12 @@ class Summary:
         """Return what the totals say, less what was deleted."""
         wanted = [_COLUMNS[name] for name in DIMENSIONS if name in by]
         columns = [_COLUMNS[name] if name in by else "NULL" for name in DIMENSIONS]
+        # The table of days has a row for each of these and each device: with one device there is nothing to add up.
+        is_plain = {"day", "kind", "bucket"} <= set(by) <= _OF_DAY and db.execute(_DEVICES).fetchone()[0] <= 1
+        sums, group = (_PLAIN, "") if is_plain else (_SUMS, f" GROUP BY {', '.join(wanted) or 'NULL'}")
         sql = (
-            f"SELECT {', '.join(columns)}, {_SUMS} FROM {_source(by)} WHERE day BETWEEN ? AND ? "
-            f"AND batch NOT IN ({_RETRACTED}) GROUP BY {', '.join(wanted) or 'NULL'}"
+            f"SELECT {', '.join(columns)}, {sums} FROM {_source(by)} WHERE day BETWEEN ? AND ? "
+            f"AND batch NOT IN ({_RETRACTED}){group}"
         )
         rows = db.execute(sql, days)
         if "tool" in by or "project" in by:
