@@ -556,6 +556,13 @@ MUTANTS = (
         "tests/legacy/test_golden_api_daemon.py::test_what_came_while_the_database_was_down_is_in_the_store_once",
     ),
     Mutant(
+        "figures of the older API are never made anew",
+        "metricsd/legacy_local.py",
+        "self._keeper.store.days.of(now_us), mark)",
+        "self._keeper.store.days.of(now_us), ())",
+        "tests/legacy/test_local_writes.py::test_figures_are_remembered_until_something_is_written",
+    ),
+    Mutant(
         "the older API tells of other users",
         "metricsd/cloud/older_reads.py",
         "WHERE s.person = ? AND s.session = ? ORDER",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from metricsd.decode.older_hooks import ToolCall, read_line, session_events
 from metricsd.ids import EventId, Occurrences
 from metricsd.model import Event
 from metricsd.store import records, session_totals
+from metricsd.store.connection import wal_of
 from metricsd.store.events import Identified
 from metricsd.store.summary import reading
 from tests.fakes import FakeClock
@@ -180,8 +182,29 @@ async def test_secrets_and_size(local: Local) -> None:
     assert reply.status == 413
 
 
-async def test_figures_are_of_what_is_stored(local: Local) -> None:
-    """The dashboards' constants are gone: true counts, shares and rates, and a cached answer that is never old."""
+async def test_figures_are_remembered_until_something_is_written(local: Local) -> None:
+    """Nothing is counted twice while the store is as it was, and nothing old is told once it is not."""
+    await local.data("POST", "hooks/tool-usage", {"sessionId": "t", "toolName": "Read"})
+    store = local.paths.store
+    for path in (store, wal_of(store)):
+        os.utime(path, ns=(0, 1_790_000_000_000_000_000))
+    first = await local.shelf.figures(7, uses=True)
+    assert await local.shelf.figures(7, uses=True) is first
+    assert await local.shelf.figures(8, uses=True) is not first
+    await local.data("POST", "hooks/tool-usage", {"sessionId": "t", "toolName": "Read"})
+    for path in (store, wal_of(store)):
+        os.utime(path, ns=(0, 1_790_000_001_000_000_000))
+    again = await local.shelf.figures(7, uses=True)
+    assert [sum(cell.n for cell in one.uses) for one in (first, again)] == [1, 2]
+
+
+async def test_figures_are_of_what_is_stored(tmp_path: Path) -> None:
+    """The dashboards' constants are gone: true counts, shares and rates after every call."""
+    async with local_api(tmp_path / "home", FakeClock()) as local:
+        await _look_at_figures(local)
+
+
+async def _look_at_figures(local: Local) -> None:
     for n, (tool, good) in enumerate((("Read", True), ("Read", True), ("Read", False), ("Bash", True))):
         used = {"sessionId": "t", "toolName": tool, "success": good, "executionTime": 10}
         await local.data("POST", "hooks/tool-usage", used)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from metricsd.loopback import CONNECTIONS_MAX, HEAD_BYTES_MAX
@@ -131,13 +132,8 @@ def test_without_the_setting_no_port_is_open(tmp_path: Path) -> None:
     """Off by default: a daemon listens on no TCP port; and only a loopback address can be set."""
     with opened(tmp_path / "home") as home:
         process = home.start_daemon()
-        inodes = {link.readlink().name for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.is_symlink()}
-        listening = [
-            row.split()
-            for name in ("tcp", "tcp6")
-            for row in Path(f"/proc/{process.pid}/net/{name}").read_text().splitlines()[1:]
-        ]
-        assert not [row for row in listening if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
+        found = psutil.Process(process.pid).net_connections(kind="inet")
+        assert [one.laddr for one in found if one.status == psutil.CONN_LISTEN] == []
     for text in ("0.0.0.0:3002", "3002", "example.com:80", "127.0.0.1:0", "127.0.0.1:99999"):
         with opened(tmp_path / "other", METRICSD_LEGACY_LISTEN=text) as home:
             done = home.run("config", "check")
