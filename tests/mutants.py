@@ -1123,6 +1123,13 @@ MUTANTS = (
         f"{PROOF}::test_whatever_happens_to_the_target_is_found_and_named",
     ),
     Mutant(
+        "a reader goes on for a run that is gone",
+        "metricsd/migration/second/reader.py",
+        "    if os.getppid() != parent:\n",
+        "    if os.getppid() == 0:\n",
+        "tests/migration/test_beside.py::test_a_reader_ends_with_the_run_that_started_it",
+    ),
+    Mutant(
         "faults are never put in",
         "metricsd/migration/sensitivity/measure.py",
         "        with opened(seams):\n",

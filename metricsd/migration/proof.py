@@ -6,6 +6,8 @@ Knows the run by its result, its ledger and its folder alone, and what happened 
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -94,6 +96,8 @@ class Prover:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self.folder = task.folder
+        """Private to this attempt, once it has begun."""
         self._second: SecondReading | None = None
         self._checks: list[tuple[int, Beside]] = []
         self._started_us = 0
@@ -104,7 +108,10 @@ class Prover:
 
     def begin(self, manifest: Manifest, started_us: int) -> None:
         """Begin to read the source a second time, and to put faults into a sample of it."""
-        folder = self._task.folder / FOLDER
+        for left in self._task.folder.glob(f"{FOLDER}-*"):
+            # Of an attempt that was killed. Each has a name of its own, so what still writes there disturbs nobody.
+            shutil.rmtree(left, ignore_errors=True)
+        folder = self.folder = self._task.folder / f"{FOLDER}-{secrets.token_hex(4)}"
         self._second = SecondReading(folder, manifest.files, started_us, self._task.sent)
         self._started_us = started_us
         for seed in range(1, WORKERS + 1) if self._task.faults else ():

@@ -17,7 +17,7 @@ from metricsd.identity import Credentials
 from metricsd.migration import report
 from metricsd.migration.memory import peak_rss_mb
 from metricsd.migration.model import Manifest, Result, StageFigures
-from metricsd.migration.proof import FOLDER, Prover, Target, Task
+from metricsd.migration.proof import Prover, Target, Task
 from metricsd.migration.runner import PROVE, Proven
 from metricsd.migration.second.wire import Sent
 from metricsd.migration.sensitivity.measure import FAULTS
@@ -81,9 +81,8 @@ class RunProof:
 
     @contextmanager
     def _opened_cloud(self, cloud: Cloud) -> Iterator[Target]:
-        proof = self._folder.path / FOLDER
         with ExitStack() as stack:
-            opened = open_cloud(proof, self._folder.id, cloud.login, cloud.settings, cloud.connect)
+            opened = open_cloud(self._prover.folder, self._folder.id, cloud.login, cloud.settings, cloud.connect)
             target = stack.enter_context(opened)
             if self._store.exists():
                 target.hooked = stack.enter_context(open_store(self._store, self._folder.id)).is_hooked

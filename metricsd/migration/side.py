@@ -85,7 +85,8 @@ class Side:
     def flush(self) -> None:
         """Write what is held."""
         if not self._is_on_disk:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Not with its parents: who goes on writing for a run that was killed must not make its folder anew.
+            self.folder.mkdir(exist_ok=True, mode=0o700)
             self._is_on_disk = True
         for number, part in enumerate(self._parts):
             if part:
