@@ -2,7 +2,8 @@
 
 An older hook wrote its calls without their session, and the file that tells of the session may be copied here later
 than the one with the calls. Such an event is moved to its session as long as the cloud has not acknowledged it: what
-the cloud has is the same everywhere and stays. Functions that write run inside the caller's transaction.
+the cloud has is the same everywhere and stays. What an import brought stays too: it has found its sessions by itself,
+and is compared with its source later. Functions that write run inside the caller's transaction.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _KEY = ""
 _ROWS = "SELECT id FROM session WHERE app = ? AND session_id IN ({0})"
 # The plus keeps SQLite from reading all calls without a session for each stretch of time.
 _PAGE = f"""{SELECT} WHERE event.id > ? AND event.id < ? AND +event.session IN ({{0}}) AND pos > ? AND event.device = ?
-ORDER BY event.id LIMIT {PAGE}"""
+AND event.batch IS NULL ORDER BY event.id LIMIT {PAGE}"""
 
 Owner = Callable[[str | None, int], str | None]
 """(who made a call, when) -> its session."""

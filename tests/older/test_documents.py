@@ -10,15 +10,16 @@ import pytest
 
 from metricsd.clock import US_PER_S
 from metricsd.config import Tail as Settings
-from metricsd.ids import DeviceId
+from metricsd.ids import DeviceId, line_id
 from metricsd.older import documents
-from metricsd.store import legacy_extra, outbox, quarantine, records
+from metricsd.store import events, legacy_extra, outbox, quarantine, records
 from metricsd.store.connection import Store
 from metricsd.store.events import Identified
 from metricsd.store.ingest import Taken
 from metricsd.store.outbox import Settled
 from metricsd.store.retention import fold
 from tests.older.support import NAMES, Older, call, start, summary
+from tests.samples import make_event
 
 AT = [f"2026-01-05T08:{minute:02}:00Z" for minute in range(60)]
 
@@ -71,6 +72,19 @@ class TestLate:
         older.document("one.json", start("one", AT[0]))
         older.quiet()
         assert counted(older) == {"default-session": 1, "one": 1}
+
+    def test_what_an_import_brought_stays_as_it_is(self, older: Older) -> None:
+        """It is proven against its source, event by event."""
+        event = make_event(app="legacy", session="default-session", at=1_767_600_300_000_000, batch="import-1.1")
+        with older.store.transaction():
+            item = Identified(line_id(b"x", event.at // 1000, 0), event)
+            events.insert(older.store, [item], device=events.own_device(older.store))
+        older.write(older.mesh / "tool-metrics.jsonl", call("default-session", AT[5]))
+        older.document("one.json", start("one", AT[20]))
+        older.quiet()
+        older.document("zero.json", start("zero", AT[0]))
+        older.quiet()
+        assert counted(older) == {"default-session": 1, "zero": 1}
 
     def test_a_session_of_somebody_else_claims_nothing(self, older: Older) -> None:
         """Who made the calls is remembered beside them, on this machine."""
