@@ -80,7 +80,7 @@ class Done(Struct, frozen=True):
 
 
 _Move = tuple[str, "list[EventId] | None", bool]
-"""A batch, its events to move (None: all, whatever there is), and whether they come back."""
+"""A batch, its events to move (None: all of it; of a rollback that found none here, none), and whether they come back."""
 
 
 class _Work(NamedTuple):
@@ -209,24 +209,23 @@ class _Rollback:
             self._move(part, batch, ids, back=back)
 
     def _move(self, part: int, batch: str, ids: list[EventId] | None, *, back: bool) -> None:
-        """Bring events of a batch back or take them out (None: whatever there is), and note which ones."""
+        """Bring events of a batch back or take them out (None: all of it), and note which ones."""
         store = self._store
         here = switching.members(store, batch)
         before = {event_id for event_id, counts in here.items() if counts}
-        if not here:
-            # Nothing of it is on this machine: its record alone can be switched, and says so to the others.
-            if not ids and switching.is_out(store, batch) is back:
-                switching.switch(store, batch, active=back)
-                store.db.execute(_NOTE_MOVE, (self._id, part, batch, back, b""))
-            return
-        wanted = before if ids is None else here.keys() & set(ids)
-        moved = wanted - before if back else wanted & before
-        if not moved:
-            return
-        if back:
-            switching.bring_back(store, moved)
+        moved: set[EventId] = set()
+        if ids:
+            wanted = here.keys() & set(ids)
+            moved = wanted - before if back else wanted & before
+            if not moved:
+                return
+            (switching.bring_back if back else partial(switching.leave_out, batch=batch))(store, ids=moved)
         else:
-            switching.leave_out(store, batch, moved)
+            # As a whole, with what of it is not here: on other machines, or folded into totals.
+            if switching.is_out(store, batch) is not back or (ids is not None and not back and before):
+                return
+            moved = before if not back else moved
+            (switching.reopen if back else switching.close)(store, batch)
         if self._counting_of(batch) != (before | moved if back else before - moved):
             raise RollbackUnproven(f"{batch}: more or less than what was asked for would change; nothing was changed")
         self._events += len(moved)

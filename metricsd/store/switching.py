@@ -70,6 +70,17 @@ def bring_back(store: Store, ids: Collection[EventId]) -> dict[str, list[EventId
     return found
 
 
+def close(store: Store, batch: str) -> None:
+    """Take a whole batch out, also what of it is elsewhere or folded into totals."""
+    switch(store, batch, active=False)
+
+
+def reopen(store: Store, batch: str) -> None:
+    """Let what of a batch is not here count again, and none of what is."""
+    _exclude(store, batch, sorted(event_id for event_id, counts in members(store, batch).items() if not counts))
+    switch(store, batch, active=True)
+
+
 def is_out(store: Store, batch: str) -> bool:
     """Return whether a whole batch does not count."""
     record = records.get(store, batches.TYPE, batch)

@@ -180,7 +180,8 @@ def _triggers(tables: Iterable[str]) -> list[str]:
 
 def _body(table: str, verb: str) -> str:
     sides = {"INSERT": ("NEW",), "UPDATE": ("OLD", "NEW"), "DELETE": ("OLD",)}[verb]
-    stray = f"INSERT OR IGNORE INTO seen_stray VALUES ('{table} ({verb.lower()})')"
+    # Never OR IGNORE: an upsert that fires a trigger puts its own way with conflicts in the place of the trigger's.
+    stray = f"INSERT INTO seen_stray VALUES ('{table} ({verb.lower()})') ON CONFLICT DO NOTHING"
     if table in TOTALS:
         columns = TOTALS[table]
         return "; ".join(
@@ -194,16 +195,15 @@ def _body(table: str, verb: str) -> str:
     if table in ADDRESSED:
         kind, key = ADDRESSED[table]
         prefix = "" if table == "record" else f"'{table}/' || "
-        return f"INSERT OR IGNORE INTO seen_address VALUES ({prefix}{sides[-1]}.{kind}, {sides[-1]}.{key})"
+        return f"INSERT INTO seen_address VALUES ({prefix}{sides[-1]}.{kind}, {sides[-1]}.{key}) ON CONFLICT DO NOTHING"
     if table == "state":
         keys = ", ".join(f"'{key}'" for key in STATE_KEYS)
-        return (
-            f"INSERT OR IGNORE INTO seen_stray SELECT 'state ' || {sides[-1]}.key WHERE {sides[-1]}.key NOT IN ({keys})"
-        )
+        key = f"{sides[-1]}.key"
+        return f"INSERT INTO seen_stray SELECT 'state ' || {key} WHERE {key} NOT IN ({keys}) ON CONFLICT DO NOTHING"
     if table == "event" and verb == "UPDATE":
         same = " AND ".join(f"OLD.{name} IS NEW.{name}" for name in _EVENT_COLUMNS)
         return (
-            f"INSERT OR IGNORE INTO seen_stray SELECT 'event (update)' WHERE NOT ({same}); "
+            f"INSERT INTO seen_stray SELECT 'event (update)' WHERE NOT ({same}) ON CONFLICT DO NOTHING; "
             "INSERT INTO seen_event VALUES (coalesce(OLD.batch, 0), coalesce(NEW.batch, 0), 1) "
             "ON CONFLICT DO UPDATE SET n = n + 1"
         )

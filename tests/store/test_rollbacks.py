@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from metricsd.store.choosing import Choice
 from metricsd.store.connection import Store
 from metricsd.store.imports import Batch, Entry, Progress
 from metricsd.store.imports import take as take_part
+from metricsd.store.retention import fold
 from metricsd.store.rollbacks import Wanted
 from metricsd.store.suggestions import Suggestion
 from metricsd.store.summary import reading
@@ -354,13 +357,13 @@ def test_nothing_else_can_change_unseen(store: Store, sql: str, monkeypatch: pyt
             "INSERT INTO legacy_extra (kind, key, at, bytes, body) VALUES ('session', 'by-hand', 1, 2, '{}')"
         )
     before = state_digest(store)
-    leave = switching.leave_out
+    close = switching.close
 
-    def wrong(store: Store, batch: str, ids: Any) -> Any:
+    def wrong(store: Store, batch: str) -> None:
         store.db.execute(sql)
-        return leave(store, batch, ids)
+        close(store, batch)
 
-    monkeypatch.setattr(switching, "leave_out", wrong)
+    monkeypatch.setattr(switching, "close", wrong)
     with pytest.raises(RollbackUnproven):
         rollbacks.run(store, Wanted("a"))
     assert state_digest(store) == before
@@ -409,6 +412,27 @@ def test_taking_back_what_is_out_already_is_nothing_to_take_back(store: Store) -
     assert rollbacks.run(store, Wanted("a", undo=first.id)).events == 5
 
 
+def test_what_is_folded_goes_with_its_part(store: Store) -> None:
+    """Retention dropped the rows and kept their totals: these count until the whole part is taken back."""
+
+    def total() -> int:
+        with reading(store.path) as summary:
+            return sum(cell.n for cell in summary.cells())
+
+    load(store, "a", 1, range(20))
+    assert isinstance(store.clock, FakeClock)
+    store.clock.jump((10 * HOUR_US) / 1_000_000 + 86_400)
+    assert fold(store, days=1, synced_through=None) == 10
+    assert rollbacks.run(store, Wanted("a", choice=Choice(tools=TOOLS, since_us=0))).events == 10
+    assert total() == 10
+    done = rollbacks.run(store, Wanted("a"))
+    assert (done.events, total()) == (0, 0)
+    rollbacks.run(store, Wanted("a", undo=done.id))
+    assert (total(), counting(store)) == (10, set())
+    rollbacks.run(store, Wanted("a", undo="a~1"))
+    assert total() == 20
+
+
 def test_what_went_to_the_cloud_alone_is_taken_back_by_its_records(store: Store) -> None:
     """This machine never had the events; their records came with a sync, and switching them tells everybody."""
     with store.transaction():
@@ -421,6 +445,33 @@ def test_what_went_to_the_cloud_alone_is_taken_back_by_its_records(store: Store)
     assert not switching.is_out(store, "c.2")
     rollbacks.run(store, Wanted("c", undo=undone.id))
     assert (switching.is_out(store, "c.1"), switching.is_out(store, "c.2")) == (False, True)
+
+
+def test_captures_go_on_beside_it(store: Store) -> None:
+    """Another program writes the store meanwhile, as a daemon does: both wait for each other, and nobody loses a thing."""
+    load(store, "a", 1, range(200))
+    ended = threading.Event()
+    captured: list[int] = []
+
+    def capture() -> None:
+        with closing(Store.open(store.path)) as daemon:
+            while not ended.is_set() or not captured:
+                number = 1000 + len(captured)
+                put(daemon, [fact(number)])
+                captured.append(number)
+
+    writer = threading.Thread(target=capture)
+    writer.start()
+    try:
+        for _ in range(5):
+            done = rollbacks.run(store, Wanted("a"))
+            assert done.events == 200
+            assert rollbacks.run(store, Wanted("a", undo=done.id)).events == 200
+        done = rollbacks.run(store, Wanted("a"))
+    finally:
+        ended.set()
+        writer.join()
+    assert captured and counting(store) == {fact(number).id for number in captured}
 
 
 def test_a_journal_keeps_the_first_before_and_the_last_after(store: Store) -> None:
