@@ -90,6 +90,6 @@ async def test_with_a_plain_sequence_the_same_puller_misses_a_change_for_ever(po
 
 async def until_one_waits(url: str) -> None:
     """Return when a transaction waits for a row that another one holds."""
-    async with connected(url) as db, asyncio.timeout(10):
+    async with connected(url) as db, asyncio.timeout(60):
         while not await db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
             await asyncio.sleep(0.005)

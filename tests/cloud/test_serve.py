@@ -23,7 +23,7 @@ from metricsd.cloud import connection, serve
 from metricsd.cloud.app import create_app
 from metricsd.cloud.serve import CloudServer
 from metricsd.errors import UsageError
-from tests.cloud.processes import Nursery, ServerProcess
+from tests.cloud.processes import DEADLINE_S, Nursery, ServerProcess
 from tests.cloud.support import CloudUnderTest, Device, bearer, event, events, ok
 
 
@@ -369,7 +369,7 @@ async def _first_failure(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _until(holds: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + DEADLINE_S
     while not holds():
-        assert time.monotonic() < deadline, "not within 20 s"
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S:g} s"
         await asyncio.sleep(0.005)
