@@ -1124,9 +1124,9 @@ MUTANTS = (
     ),
     Mutant(
         "a reader goes on for a run that is gone",
-        "metricsd/migration/second/reader.py",
-        "    if os.getppid() != parent:\n",
-        "    if os.getppid() == 0:\n",
+        "metricsd/migration/leash.py",
+        "    os._exit(EXIT_CODE)\n",
+        "    return\n",
         "tests/migration/test_beside.py::test_a_reader_ends_with_the_run_that_started_it",
     ),
     Mutant(

@@ -8,7 +8,6 @@ sessions. Memory stays flat at any size.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,7 +34,6 @@ from metricsd.migration.side import Side
 
 TASK, FILES, READING, SIDE, BOOKS = "task.json", "files.jsonl", "reading.json", "source", "books.db"
 NO_SESSION = ("default-session", "default")
-LOOK_LINES = 10_000
 _TOO_LONG, _UNREADABLE = Bad("too_long"), Bad("unreadable")
 _TOOL = EVENT_COLUMNS.index("tool")
 _OUTCOME, _DURATION = EVENT_COLUMNS.index("outcome"), EVENT_COLUMNS.index("duration_ms")
@@ -89,7 +87,6 @@ class Reader:
         self._announced: tuple[object, object] | None = None
         self._bad: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self._parent = os.getppid()
         self.reading = Reading()
 
     def read(self, found: Iterable[File]) -> Reading:
@@ -109,11 +106,10 @@ class Reader:
     def _file(self, file: File) -> None:
         numbers = Numbers()
         self._announced = None
-        stop_with_parent(self._parent)
         self.reading.bytes += file.size
         try:
             if file.kind == "older_lines":
-                for number, raw in self._lines(file):
+                for number, raw in files.lines(file):
                     self._take(_TOO_LONG if raw is None else read_line(raw), numbers, file, number)
             elif file.kind == "older_document":
                 for number, entry in enumerate(_items(file), start=1):
@@ -124,12 +120,6 @@ class Reader:
                 self._export(file)
         except files.FAULTS:
             self._bad[_UNREADABLE.reason] += 1
-
-    def _lines(self, file: File) -> Iterator[tuple[int, bytes | None]]:
-        for number, raw in files.lines(file):
-            if number % LOOK_LINES == 0:
-                stop_with_parent(self._parent)
-            yield number, raw
 
     def _take(self, entry: lines.Entry, numbers: Numbers | None, file: File, line: int) -> None:
         announced = self._announced
@@ -155,7 +145,7 @@ class Reader:
 
     def _transcript(self, file: File) -> None:
         transcript = Transcript()
-        for number, raw in self._lines(file):
+        for number, raw in files.lines(file):
             found = _TOO_LONG if raw is None else transcript.read(raw)
             if isinstance(found, Bad):
                 self._bad[found.reason] += 1
@@ -170,7 +160,7 @@ class Reader:
         gone = {
             found.id for raw in _raws(file) if b"import_batch" in raw and isinstance(found := read_exported(raw), Batch)
         }
-        for number, raw in self._lines(file):
+        for number, raw in files.lines(file):
             found = _TOO_LONG if raw is None else read_exported(raw)
             place = file.number << 32 | number
             if isinstance(found, Bad):
@@ -276,12 +266,6 @@ class Reader:
         if at < FIRST_US:
             return "time_too_early"
         return "time_in_future" if at > self._latest_us else None
-
-
-def stop_with_parent(parent: int) -> None:
-    """End this process when the one that started it is gone: nobody waits for the result any more."""
-    if os.getppid() != parent:
-        raise SystemExit(1)
 
 
 def _raws(file: File) -> Iterator[bytes]:

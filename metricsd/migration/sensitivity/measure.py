@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from metricsd.migration.people import CREATE, make_people
 from metricsd.migration.reconcile import differences
 from metricsd.migration.second.books import Books
 from metricsd.migration.second.files import File
-from metricsd.migration.second.reader import BOOKS, Reader, Reading, Task, stop_with_parent
+from metricsd.migration.second.reader import BOOKS, Reader, Reading, Task
 from metricsd.migration.second_process import as_told
 from metricsd.migration.sensitivity.faults import KINDS, TRIES, Kind, Line, Victims
 from metricsd.migration.sensitivity.seams import Seams, opened
@@ -160,11 +159,9 @@ def measure(
         raise MetricsdError("the comparison finds differences in a sample without a fault: report this as a bug")
     of = [OfKind(kind.name, kind.stage) for kind in KINDS]
     random = Random(seed)  # noqa: S311 - the same seed must give the same faults
-    parent = os.getppid()
     for number in range(faults):
         index = number % len(KINDS)
         seams = _seeded(KINDS[index], random, bench.victims)
-        stop_with_parent(parent)
         of[index].seeded += 1
         of[index].found += bench.notices(seams)
         tell(number + 1)
