@@ -90,8 +90,8 @@ MUTANTS = (
     Mutant(
         "running it again brings the rest of the batch too",
         "metricsd/store/switching.py",
-        "        _exclude(store, batch, rest)\n        switch(store, batch, active=True)\n",
-        "        switch(store, batch, active=True)\n",
+        "    _exclude(store, batch, rest)\n    switch(store, batch, active=True)\n",
+        "    switch(store, batch, active=True)\n",
         "tests/store/test_rollbacks.py::test_a_smaller_source_brings_back_only_what_it_has",
     ),
     Mutant(

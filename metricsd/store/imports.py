@@ -189,8 +189,7 @@ class _Part:
         self._known = locate(self._store, [item.id for entry in entries for item in entry.items])
         # What was rolled back and is brought in again counts again, and is this run's to take back as well.
         out = batches.not_counting(self._store, {name for name in self._known.values() if name is not None})
-        back = switching.bring_back(self._store, [one for one, name in self._known.items() if name in out])
-        self.back = [event_id for some in back.values() for event_id in some]
+        self.back = switching.bring_back(self._store, [one for one, name in self._known.items() if name in out])
         return [self._settle(entry) for entry in entries]
 
     def _settle(self, entry: Entry) -> Fate:

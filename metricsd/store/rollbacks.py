@@ -219,14 +219,15 @@ class _Rollback:
             moved = wanted - before if back else wanted & before
             if not moved:
                 return
-            (switching.bring_back if back else partial(switching.leave_out, batch=batch))(store, ids=moved)
+            (switching.let_back if back else switching.leave_out)(store, batch, moved)
         else:
             # As a whole, with what of it is not here: on other machines, or folded into totals.
             if switching.is_out(store, batch) is not back or (ids is not None and not back and before):
                 return
             moved = before if not back else moved
             (switching.reopen if back else switching.close)(store, batch)
-        if self._counting_of(batch) != (before | moved if back else before - moved):
+        left = before | moved if back else before - moved
+        if (self._counting_of(batch) != left) if left else switching.counts(store, batch):
             raise RollbackUnproven(f"{batch}: more or less than what was asked for would change; nothing was changed")
         self._events += len(moved)
         store.db.execute(_NOTE_MOVE, (self._id, part, batch, back, b"".join(sorted(moved))))

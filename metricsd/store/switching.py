@@ -14,22 +14,27 @@ from metricsd.protocol import FieldValue
 from metricsd.store import batches, records
 from metricsd.store.connection import Store
 
-_NAMES = "SELECT id FROM term WHERE text = ? OR (text > ? AND text < ?)"
-_EVENTS = f"""
-SELECT e.id, EXISTS (SELECT 1 FROM retracted_batch AS r WHERE r.batch = e.batch) FROM event AS e WHERE e.batch IN ({_NAMES})
+_NAMES = """
+SELECT t.id, EXISTS (SELECT 1 FROM retracted_batch AS r WHERE r.batch = t.id) FROM term AS t
+WHERE t.text = ? OR (t.text > ? AND t.text < ?)
 """
-_FOLDED = f"SELECT EXISTS (SELECT 1 FROM folded_batch WHERE batch IN ({_NAMES}))"
-
-
-def names_of(batch: str) -> tuple[str, str, str]:
-    """Return what to bind to the SQL of all names under which events of a batch are kept."""
-    return batch, batch + batches.SELECTION, batch + chr(ord(batches.SELECTION) + 1)
+_FOLDED = "SELECT EXISTS (SELECT 1 FROM folded_batch WHERE batch = ?)"
 
 
 def members(store: Store, batch: str) -> dict[EventId, bool]:
     """Return {event: whether it counts} of a batch."""
-    rows = store.db.execute(_EVENTS, names_of(batch))
-    return {EventId(event_id): not out for event_id, out in rows}
+    found: dict[EventId, bool] = {}
+    for term, out in _names(store, batch):
+        counts = not out
+        for (event_id,) in store.db.execute("SELECT id FROM event WHERE batch = ?", (term,)):
+            found[event_id] = counts
+    return found
+
+
+def counts(store: Store, batch: str) -> bool:
+    """Return whether any event of a batch that is here counts."""
+    terms = [term for term, out in _names(store, batch) if not out]
+    return any(store.db.execute("SELECT 1 FROM event WHERE batch = ? LIMIT 1", (term,)).fetchone() for term in terms)
 
 
 def switch(store: Store, name: str, *, active: bool) -> None:
@@ -43,31 +48,32 @@ def leave_out(store: Store, batch: str, ids: Collection[EventId]) -> list[EventI
     gone = sorted(event_id for event_id in set(ids) if here.get(event_id))
     if not gone:
         return []
-    is_all = len(gone) == sum(here.values())
-    if is_all and not store.db.execute(_FOLDED, names_of(batch)).fetchone()[0]:
+    if len(gone) == sum(here.values()) and not _is_folded(store, batch):
         switch(store, batch, active=False)
     else:
         _exclude(store, batch, gone)
     return gone
 
 
-def bring_back(store: Store, ids: Collection[EventId]) -> dict[str, list[EventId]]:
-    """Let these events count again, whichever import brought them, and no others; return those that did not, by batch."""
-    found: dict[str, list[EventId]] = {}
-    for batch, wanted in by_batch(store, ids):
-        here = members(store, batch)
-        back = {event_id for event_id in wanted if here.get(event_id) is False}
-        if not back:
-            continue
-        found[batch] = sorted(back)
-        rest = sorted(event_id for event_id, counts in here.items() if not counts and event_id not in back)
-        _exclude(store, batch, rest)
-        switch(store, batch, active=True)
-        kept = {batches.selection_name(batch, some) for some in _pieces(rest)}
-        for name, _, inactive in list(batches.selections(store, batch)):
-            if inactive and name not in kept:
-                switch(store, name, active=True)
-    return found
+def bring_back(store: Store, ids: Collection[EventId]) -> list[EventId]:
+    """Let these events count again, whichever import brought them, and no others; return those that did not."""
+    return [event_id for batch, some in by_batch(store, ids) for event_id in let_back(store, batch, some)]
+
+
+def let_back(store: Store, batch: str, ids: Collection[EventId]) -> list[EventId]:
+    """Let these events of a batch count again, and no others; return those that did not."""
+    here = members(store, batch)
+    back = {event_id for event_id in ids if here.get(event_id) is False}
+    if not back:
+        return []
+    rest = sorted(event_id for event_id, counting in here.items() if not counting and event_id not in back)
+    _exclude(store, batch, rest)
+    switch(store, batch, active=True)
+    kept = {batches.selection_name(batch, some) for some in _pieces(rest)}
+    for name, _, inactive in list(batches.selections(store, batch)):
+        if inactive and name not in kept:
+            switch(store, name, active=True)
+    return sorted(back)
 
 
 def close(store: Store, batch: str) -> None:
@@ -77,7 +83,7 @@ def close(store: Store, batch: str) -> None:
 
 def reopen(store: Store, batch: str) -> None:
     """Let what of a batch is not here count again, and none of what is."""
-    _exclude(store, batch, sorted(event_id for event_id, counts in members(store, batch).items() if not counts))
+    _exclude(store, batch, sorted(event_id for event_id, counting in members(store, batch).items() if not counting))
     switch(store, batch, active=True)
 
 
@@ -85,6 +91,16 @@ def is_out(store: Store, batch: str) -> bool:
     """Return whether a whole batch does not count."""
     record = records.get(store, batches.TYPE, batch)
     return record is not None and batches.is_inactive(record.version.fields, deleted=record.version.deleted)
+
+
+def _names(store: Store, batch: str) -> list[tuple[int, int]]:
+    """Return the terms under which events of a batch are kept, and whether each does not count."""
+    bounds = (batch, batch + batches.SELECTION, batch + chr(ord(batches.SELECTION) + 1))
+    return list(store.db.execute(_NAMES, bounds))
+
+
+def _is_folded(store: Store, batch: str) -> bool:
+    return any(store.db.execute(_FOLDED, (term,)).fetchone()[0] for term, _ in _names(store, batch))
 
 
 def _exclude(store: Store, batch: str, ids: Sequence[EventId]) -> None:
