@@ -6,7 +6,6 @@ FOLDER holds the second reader's task and its list of files (second/reader.py); 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from random import Random
@@ -20,13 +19,9 @@ from metricsd.migration.second.reader import FILES, TASK, Task
 from metricsd.migration.sensitivity import sample
 from metricsd.migration.sensitivity.measure import Bench, encode, measure
 
-NICENESS = 10
-
 
 def main(folder: Path, seed: int, faults: int) -> None:
     """Measure, and leave the result under the seed's name."""
-    # The run itself, and the second reader, come first.
-    os.nice(NICENESS)
     task = msgspec.json.decode((folder / TASK).read_bytes(), type=Task)
     place = folder / f"check-{seed}"
     with (folder / FILES).open(encoding="utf-8", errors="surrogateescape") as listed:
