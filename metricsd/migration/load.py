@@ -8,9 +8,11 @@ before the next part.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Container, Iterable, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from metricsd.decode.transcript import APP as TRANSCRIPT_APP
 from metricsd.decode.transcript import NAME as TRANSCRIPT_NAME
@@ -32,7 +34,8 @@ from metricsd.migration.model import (
 from metricsd.migration.work import Work
 from metricsd.model import Kind
 from metricsd.reasons import Reason
-from metricsd.store import imports, records
+from metricsd.sink import REFUSALS
+from metricsd.store import events, imports, records
 from metricsd.store.connection import Store
 from metricsd.store.imports import Batch, Entry, Fate
 from metricsd.store.quarantine import Reject
@@ -66,7 +69,32 @@ class StoreSink:
         return Progress(found.part, _decode_position(found.position), found.kept, found.ledger, counts)
 
     def take(self, part: Part, ledger: Callable[[Sequence[Rejected]], int]) -> Stored:
-        """Store a part; raise StoreError, and then nothing of it is stored."""
+        """Store a part; raise StoreError, and then nothing of it is stored. A row that the database refuses is rejected."""
+        try:
+            return self._take(part, ledger)
+        except REFUSALS:
+            refused = [_refused(one) for one in part.planned if not self._is_storable(one)]
+            if not refused:
+                raise
+        gone = {one.place for one in refused}
+        kept = [one for one in part.planned if one.row.place not in gone]
+        rest = replace(part, planned=kept, rejected=[*part.rejected, *refused])
+        stored = self._take(rest, lambda others: ledger([*refused, *others]))
+        return replace(stored, refused=(*refused, *stored.refused))
+
+    def _is_storable(self, planned: Planned) -> bool:
+        """Return whether the database takes a row, by trying it alone and taking it back."""
+        try:
+            with contextlib.suppress(_TakenBack), self._store.transaction():
+                events.insert(self._store, planned.items, device=events.own_device(self._store))
+                for one in planned.beside:
+                    one.put(self._store)
+                raise _TakenBack
+        except REFUSALS:
+            return False
+        return True
+
+    def _take(self, part: Part, ledger: Callable[[Sequence[Rejected]], int]) -> Stored:
         if not self._store.is_in_place():
             raise StoreReplaced("the store was put back or repaired meanwhile: resume the migration")
         batch = Batch(part.run, part.number, batch_name(part.run, part.number), self._label, "migration")
@@ -87,8 +115,8 @@ class StoreSink:
 
     def digest(self) -> str:
         """Return the digests of all events and of all records that the run added."""
-        events, changed = imports.digest(self._store, self._run)
-        return f"{events.text()} {changed.text()}"
+        added, changed = imports.digest(self._store, self._run)
+        return f"{added.text()} {changed.text()}"
 
     def missing(self) -> int:
         """Return how many of the events that the run added are not in the store any more."""
@@ -213,6 +241,17 @@ def to_quarantine(rejected: Rejected) -> Reject:
     place = rejected.place
     detail = f"line {place.line}: {rejected.detail}" if rejected.detail else f"line {place.line}"
     return Reject(place.file, place.offset, rejected.data, rejected.reason, detail, rejected.size)
+
+
+class _TakenBack(Exception):
+    """Undoes a trial."""
+
+
+def _refused(planned: Planned) -> Rejected:
+    row = planned.row
+    return Rejected(
+        row.place, row.subject, Reason.STORE_REFUSED.value, "", row.data or None, len(row.data), 1 + len(row.others)
+    )
 
 
 def _too_old(planned: Sequence[Planned], fates: Sequence[Fate]) -> list[Rejected]:

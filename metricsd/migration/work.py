@@ -62,8 +62,9 @@ _NEXT = "SELECT min(start) FROM session WHERE start > ?"
 _NEVER = (1 << 63) - 1
 _IDS_PER_QUERY = 500
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode_note = msgspec.msgpack.Decoder(SessionNote).decode
+# JSON, because what older tools wrote may hold whole numbers of any length.
+_encode = msgspec.json.Encoder().encode
+_decode_note = msgspec.json.Decoder(SessionNote).decode
 
 
 class Told(NamedTuple):

@@ -21,6 +21,7 @@ HASH_BYTES = 16
 _MODULUS = 1 << (8 * HASH_BYTES)
 _KEY = b"metricsd import"
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
+_encode_json = msgspec.json.Encoder(order="sorted").encode
 
 
 class Digest(NamedTuple):
@@ -66,8 +67,8 @@ def of_record(kind: str, record_id: str, fields: Mapping[str, FieldValue], *, de
 
 
 def hash_of(*values: object) -> bytes:
-    """Return 16 bytes that are equal for equal values."""
-    return _hash(_encode(values))
+    """Return 16 bytes that are equal for equal values, whole numbers of any length among them."""
+    return _hash(_encode_json(values))
 
 
 def _bare(event: Event) -> Event:

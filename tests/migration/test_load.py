@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from metricsd.config import Tail as Settings
 from metricsd.errors import StoreReplaced
@@ -108,6 +109,51 @@ def test_the_daemon_and_a_migration_bring_nothing_twice(tmp_path: Path, first: s
     assert rows(rig.store, "SELECT sum(n) FROM day_total") == [(66,)]
     assert rows(rig.store, "SELECT sum(tool_calls), count(*) FROM session_counters") == [(54, 6)]
     rig.close()
+
+
+def test_numbers_of_any_length_stop_nothing(tmp_path: Path, store: Store) -> None:
+    """What no column can hold is left out by the decoder; what is kept for older clients is kept as it was written."""
+    huge = 123456789012345678901234567890
+    note = {
+        "session_id": "e",
+        "start_time": "2026-01-05T08:00:00Z",
+        "productivity_score": 1e300,
+        "metrics": {"n": huge},
+    }
+    write_lines(tmp_path / "src" / "sessions" / "x.json", [note])
+    odd = call("2026-01-05T08:10:00Z", execution_time_ms=huge, lines_added=2**63 - 1)
+    metric = {"id": "m", "toolName": "Read", "createdAt": "2026-01-05T08:10:01Z", "executionCount": huge}
+    write_lines(tmp_path / "src" / "tool-metrics.jsonl", [odd, metric])
+    counts = load(surveyed(tmp_path / "run", tmp_path / "src"), store)
+    assert (counts.total.rejected, counts.sessions.loaded, counts.tool_events.loaded) == (0, 1, 2)
+    kept = legacy_extra.find(store, "session", "e")
+    assert kept is not None and kept["final_metrics"] == {"n": huge}
+
+
+def test_a_row_that_the_database_refuses_is_rejected_alone(tmp_path: Path, store: Store) -> None:
+    """The others of its part are stored, it lies in quarantine, and the counts say so."""
+    lines = [call(f"2026-01-05T08:00:{n:02}Z") for n in range(10)]
+    work = surveyed(tmp_path / "run", write_lines(tmp_path / "s" / "tool-metrics.jsonl", lines))
+    piece = next(iter(Parser(work).parts()))
+    planned = [Transform(work, make_people(CREATE, None, None)).plan(row, "m1.1") for row in piece.rows]
+    (item,) = planned[4].items
+    spoilt = item._replace(event=replace(item.event, duration_ms=2**70))
+    planned[4] = replace(planned[4], items=(spoilt,))
+    told: list[Rejected] = []
+
+    def ledger(refused: Sequence[Rejected]) -> int:
+        told.extend(refused)
+        return 0
+
+    stored = StoreSink(store, "m1", "").take(Part("m1", 1, planned, [], piece.after), ledger)
+    assert (stored.counts.tool_events.loaded, stored.counts.tool_events.rejected) == (9, 1)
+    assert (
+        [(one.reason, one.place.line) for one in told]
+        == [("store_refused", 5)]
+        == [(one.reason, one.place.line) for one in stored.refused]
+    )
+    assert rows(store, "SELECT count(*) FROM event") == [(9,)]
+    assert [entry.reason for entry in quarantine.list_open(store)] == ["store_refused"]
 
 
 def test_a_strange_session_id_is_one_session(tmp_path: Path, store: Store) -> None:
