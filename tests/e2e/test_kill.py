@@ -18,6 +18,8 @@ from tests.fault_proxy import FaultProxy
 KILLS = 100
 KILLS_WITH_CLOUD = 25
 WRITERS = 4
+PUSHED_S = 300.0
+"""For all that waits to go through a network that loses a fifth of the requests, on a busy machine."""
 
 
 def grew(home: Home, before: int) -> bool:
@@ -75,9 +77,13 @@ def test_a_hundred_kills_lose_nothing_and_double_nothing_in_the_store(tmp_path: 
         assert lives >= KILLS / 2, "most kills must hit a daemon at work, or this test proves nothing"
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("kills", [KILLS_WITH_CLOUD, pytest.param(KILLS, marks=pytest.mark.soak)])
-def test_kills_and_a_lossy_network_lose_nothing_in_the_cloud_and_on_a_second_device(tmp_path: Path, kills: int) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("kills", "writing"), [(KILLS_WITH_CLOUD, 2), pytest.param(KILLS, WRITERS, marks=pytest.mark.soak)]
+)
+def test_kills_and_a_lossy_network_lose_nothing_in_the_cloud_and_on_a_second_device(
+    tmp_path: Path, kills: int, writing: int
+) -> None:
     """A proxy cuts requests, loses answers after the commit and cuts answers, while the daemon is killed."""
     with homes(
         tmp_path, "cloud", "one", "two", sync_interval_s=0.2, sync_backoff_max_s=0.2, sync_request_timeout_s=5
@@ -93,21 +99,23 @@ def test_kills_and_a_lossy_network_lose_nothing_in_the_cloud_and_on_a_second_dev
                 lambda: one.run("login", url, "--token-stdin", stdin=token, check=False).returncode == 0,
                 "device one is in",
             )
-            writers = Writers(one, WRITERS)
+            writers = Writers(one, writing)
             try:
                 kill_often(one, kills, seed=3)
                 wanted = writers.finish()
             finally:
                 writers.abandon()
             one.start()
-            wait_for(lambda: one.settled(len(wanted)), "everything that was written is stored")
+            wait_for(lambda: one.settled(len(wanted)), "everything that was written is stored", PUSHED_S)
             wait_for(
-                lambda: one.status()["sync"]["pending_events"] == 0, "everything is pushed through the bad network"
+                lambda: one.status()["sync"]["pending_events"] == 0,
+                "everything is pushed through the bad network",
+                PUSHED_S,
             )
             assert proxy.faults["answers"] > 0, "the proxy must have lost answers, or this test proves nothing"
             proxy.calm()
             two.run("login", url, "--token-stdin", stdin=token)
-            for _ in range(50):
+            for _ in range(2 * kills):
                 two.json("sync", "--now")
                 if len(two.durations()) >= len(wanted):
                     break
