@@ -116,14 +116,14 @@ def analytics(session: Session, usual: Baseline = DEFAULT) -> Json:
 
 
 def score_of(session: Session, usual: Baseline = DEFAULT) -> float | None:
-    """Return a session's score of 100: of the counters that its client sent, else as noted, else of its events."""
-    said = session.document
-    score = activity_score(*(object_of(said, name) for name in _GROUPS))
-    if score is not None:
-        return score
+    """Return a session's score of 100: its record's, which a person may have set, else of what its client sent, else of
+    its events."""
     noted = session.fields.get("score")
     if isinstance(noted, int | float) and not isinstance(noted, bool):
         return float(noted)
+    score = activity_score(*(object_of(session.document, name) for name in _GROUPS))
+    if score is not None:
+        return score
     if is_own(session.key) or session.total is None:
         return None
     return rounded(percent_score(session.total, usual))

@@ -83,7 +83,9 @@ async def test_an_edit_meets_a_devices_own(cloud: CloudUnderTest) -> None:
     client, device = await client_of(cloud)
     await client.data("POST", "sessions", SESSION)
     (record,) = records(await device.feed())
-    await client.data("PUT", "sessions/s-1", SESSION | {"end_time": "2026-01-05T09:00:00Z"})
+    counted = SESSION | {"end_time": "2026-01-05T09:00:00Z", "workflow_metrics": {"git_commits": 2}}
+    await client.data("PUT", "sessions/s-1", counted)
+    assert (await client.data("GET", "analytics/sessions/s-1"))["productivity_score"] == 54
     change = {"type": "session", "id": "legacy/s-1", "base_rev": record["rev"], "fields": {"score": 7}}
     (answer,) = await device.put(change)
     assert answer["status"] == "conflict" and answer["current"]["fields"]["ended_at"] == 1_767_603_600_000_000
