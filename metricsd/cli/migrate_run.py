@@ -213,8 +213,9 @@ def _cloud_sink(connection: Connection, work: Work, store: Store, *, batch: int,
             quarantine.add_all(store, rejects, each_max=0)
 
     return CloudSink(
-        connection, work, SystemClock(), batch=batch, label=label, keep=keep, is_hooked=Hooked(store).is_hooked
-    )
+        connection, work, SystemClock(), batch=batch, label=label, keep=keep, is_hooked=Hooked(store).is_hooked,
+        let_go=store.close,
+    )  # fmt: skip
 
 
 def _login(paths: Paths, config: Config) -> Connection:

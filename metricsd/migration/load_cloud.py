@@ -116,8 +116,12 @@ class CloudSink:
         label: str,
         keep: Callable[[Sequence[Reject]], None],
         is_hooked: Callable[[Planned], bool],
+        let_go: Callable[[], None] = lambda: None,
     ) -> None:
-        """`keep` quarantines what was rejected; `is_hooked` tells calls of a transcript that hooks captured."""
+        """`keep` quarantines what was rejected; `is_hooked` tells calls of a transcript that hooks captured.
+
+        `let_go` is called at the end: what the other two use can be closed.
+        """
         self._outgoing = Outgoing(connection.login.tenant_key, connection.settings)
         self._connection = connection
         self._work = work
@@ -126,6 +130,7 @@ class CloudSink:
         self._label = label
         self._keep = keep
         self._is_hooked = is_hooked
+        self._let_go = let_go
         self._mark = Stamp(0, 0, connection.login.device_id)
         self._runner: asyncio.Runner | None = None
         self._client: Cloud | None = None
@@ -167,6 +172,7 @@ class CloudSink:
             self._runner.run(self.leave())
             self._runner.close()
             self._runner = None
+        self._let_go()
 
     async def leave(self) -> None:
         """Close the connection, from within an event loop."""
