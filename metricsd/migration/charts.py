@@ -15,6 +15,8 @@ COLUMNS_HEIGHT, AXIS_HEIGHT, AXIS_WIDTH = 160, 22, 56
 NAME_CHARS_MAX = 30
 COLUMNS_MAX = 180
 LABELS_MAX = 8
+STEP_MAX = 70
+"""Width of a label's columns at most: a single day is no wall."""
 _SERIES = ("source", "target")
 
 
@@ -59,7 +61,8 @@ def columns(labels: Sequence[str], source: Sequence[int], target: Sequence[int],
     if not labels:
         return '<p class="none">nothing</p>'
     most = max(1, *(max(one) for one in series))
-    room, step = WIDTH - AXIS_WIDTH, (WIDTH - AXIS_WIDTH) / len(labels)
+    room = WIDTH - AXIS_WIDTH
+    step = min(room / len(labels), STEP_MAX)
     height = COLUMNS_HEIGHT + AXIS_HEIGHT
     parts = [_open(height, title)]
     for share in (0.5, 1.0):

@@ -54,7 +54,9 @@ def judge(evidence: Evidence) -> tuple[Confidence, tuple[str, ...]]:
         reasons.append(f"only {evidence.compared:,} of {evidence.expected:,} rows were compared")
     if sensitivity < SENSITIVITY_MIN:
         shown = f"{evidence.found:,} of {evidence.seeded:,} faults put in on purpose"
-        reasons.append(f"the check found {shown}, which shows too little: {SENSITIVITY_MIN:.0%} must be certain")
+        reasons.append(
+            f"the check found {shown}, which shows too little: {100 * SENSITIVITY_MIN:.0f} % must be certain"
+        )
     found = Confidence(
         reconciled=evidence.reconciled,
         coverage=coverage,

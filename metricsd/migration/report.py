@@ -53,11 +53,13 @@ def make(result: Result, proof: Proof, ledger: Path, rules: Mapping[str, Rule]) 
     """Return the report of a run."""
     found, seconds = proof.comparison, max(_seconds(result), 1e-9)
     stages = tuple(_stage(stage) for stage in result.stages)
-    files = [(file.kind, file.size, file.why) for file in result.manifest.files]
+    files = size = 0
     ignored: dict[str, int] = {}
-    for kind, _, why in files:
-        if kind is FileKind.IGNORED:
-            ignored[why] = ignored.get(why, 0) + 1
+    for file in result.manifest.files:
+        if file.kind is FileKind.IGNORED:
+            ignored[file.why] = ignored.get(file.why, 0) + 1
+        else:
+            files, size = files + 1, size + file.size
     return Report(
         version=1,
         migration_id=result.migration_id,
@@ -71,8 +73,8 @@ def make(result: Result, proof: Proof, ledger: Path, rules: Mapping[str, Rule]) 
         quality_score=proof.quality_score,
         quality_formula=QUALITY_FORMULA,
         counts=result.counts,
-        files=sum(1 for kind, _, _ in files if kind is not FileKind.IGNORED),
-        bytes=sum(size for _, size, _ in files),
+        files=files,
+        bytes=size,
         ignored=tuple(Count(why, count) for why, count in sorted(ignored.items())[:IGNORED_MAX]),
         stages=stages,
         records_per_s=round(result.counts.total.source / seconds, 1),

@@ -61,7 +61,7 @@ def page(report: Report) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(report.source)} to {escape(", ".join(report.targets))}, {_when(report.started_us)} UTC, '
-        f"{_seconds((report.ended_us - report.started_us) / 1e6)}</p>",
+        f"{_seconds(sum(stage.seconds for stage in report.stages))}</p>",
         *_verdict(report),
         *_counts(report),
         *_recommendations(report),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from metricsd.migration.model import Tally
+from metricsd.migration.sensitivity import sample
+from metricsd.migration.sensitivity.measure import Bench, measure
 from metricsd.store import records
 from metricsd.store.connection import Store
 from tests.migration.proven import prove
-from tests.migration.rows_of import call, first, summary, write
-from tests.migration.sources import bring
+from tests.migration.rows_of import NOW_US, call, first, summary, write
+from tests.migration.sources import bring, surveyed
 
 RECORDED = {"first": (15, 1), "second": (15, 1), "six": (54, 6)}
 
@@ -185,3 +188,17 @@ def test_sessions_without_calls_and_lost_calls_are_said(tmp_path: Path) -> None:
     found = {one.name: one.count for one in report.findings}
     assert found["sessions_have_calls"] == found["counters_add_up"] == 1
     assert report.rows.unfaithful == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", RECORDED)
+def test_ten_thousand_faults_are_found(name: str, tmp_path: Path) -> None:
+    """On each recorded folder, with other seeds than a run has: 99.95 % needs all of them."""
+    work = surveyed(tmp_path / "work", bring(name, tmp_path))
+    source = sample.write(tmp_path / "sample", work.files(), Random(7))
+    work.close()
+    (tmp_path / "bench").mkdir()
+    bench = Bench(source, tmp_path / "bench", NOW_US)
+    found = measure(bench, seed=7, faults=10_000)
+    bench.close()
+    assert (found.found, found.seeded) == (10_000, 10_000), [kind for kind in found.kinds if kind.found < kind.seeded]
