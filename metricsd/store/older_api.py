@@ -44,6 +44,7 @@ SELECT s.id, s.app, s.session_id FROM session AS s WHERE s.id IN (
 """
 _CALLS = f"""{SELECT}
 WHERE event.session IN (SELECT id FROM session WHERE session_id = ?) AND event.session IS NOT NULL AND t.kind = ?
+AND coalesce(event.batch, 0) NOT IN (SELECT batch FROM retracted_batch)
 ORDER BY event.at, event.pos LIMIT ?
 """
 _METRICS = """
@@ -52,6 +53,8 @@ SELECT json_extract(fields, '$.app'), json_extract(fields, '$.session'), json_ex
     json_extract(fields, '$.execution_count'), json_extract(fields, '$.error_count'),
     json_extract(fields, '$.total_duration_ms')
 FROM record WHERE type = 'tool_metric' AND deleted = 0 AND json_extract(fields, '$.session') = ?
+AND coalesce(json_extract(fields, '$.batch'), '') NOT IN (
+    SELECT b.text FROM retracted_batch AS r JOIN term AS b ON b.id = r.batch)
 """
 _INDEX = "CREATE INDEX IF NOT EXISTS event_session ON event (session) WHERE session IS NOT NULL"
 _NEWEST = "SELECT min(started_at) FROM (SELECT started_at FROM session_counters ORDER BY started_at DESC LIMIT ?)"

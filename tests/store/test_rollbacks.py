@@ -23,6 +23,7 @@ from metricsd.store import (
     batches,
     befores,
     events,
+    older_api,
     records,
     rollbacks,
     sessions,
@@ -309,6 +310,30 @@ def test_calls_that_came_added_up_go_with_their_import_or_alone(store: Store) ->
         tool_metrics.put(store, "m1", {"execution_count": 11})
     done = rollbacks.run(store, Wanted("a"))
     assert ([one.id for one in done.kept], calls()) == (["m1"], 11)
+
+
+def test_older_clients_see_no_more_of_it_either(store: Store) -> None:
+    """The older API lists a session's calls one by one, from events and from what arrived added up."""
+    load(store, "a", 1, range(9))
+    values: dict[str, Any] = {
+        "app": "claude-code",
+        "session": "s0",
+        "tool": "Bash",
+        "execution_count": 3,
+        "batch": "a.2",
+    }
+    entries = [Entry([], [Suggestion(tool_metrics.TYPE, "m", values)])]
+    take_part(store, Batch("a", 2, "a.2", "l", "t"), entries, lambda _: (Progress(2, b"", b"", 0), [], b"{}"))
+
+    def seen() -> tuple[int, int]:
+        with reading(store.path) as summary:
+            return len(older_api.calls(summary, "s0")), len(older_api.metrics(summary, "s0"))
+
+    assert seen() == (2, 1)
+    done = rollbacks.run(store, Wanted("a"))
+    assert seen() == (0, 0)
+    rollbacks.run(store, Wanted("a", undo=done.id))
+    assert seen() == (2, 1)
 
 
 def test_a_person_is_found_by_name_and_by_id(store: Store) -> None:
