@@ -16,6 +16,8 @@ from metricsd.migration.survey import survey
 from metricsd.migration.transform import Transform
 from metricsd.migration.work import Work
 
+OPENED: list[Work] = []
+"""Databases of runs that a test opened; conftest.py closes them."""
 RECORDED = Path(__file__).parents[1] / "older" / "recorded"
 BATCH = "m1.1"
 
@@ -29,6 +31,7 @@ def surveyed(folder: Path, *roots: Path) -> Work:
     """Return the surveyed source; the run's database lies in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     work = Work(folder / "work.db")
+    OPENED.append(work)
     survey(work, list(roots), progress=lambda size: None)
     return work
 
