@@ -267,6 +267,7 @@ def test_the_second_reader_imports_nothing_of_the_first() -> None:
     named = {line.split()[1] for line in text.splitlines() if line.startswith("from metricsd")}
     assert named <= {
         "metricsd.decode.subjects", "metricsd.sync.outgoing",  # closed lists
+        "metricsd.migration.leash",
         "metricsd.migration.bounds", "metricsd.migration.digest", "metricsd.migration.figures",
         "metricsd.migration.memory", "metricsd.migration.rows", "metricsd.migration.side", "metricsd.migration.second",
     } | {name for name in named if name.startswith("metricsd.migration.second.")}  # fmt: skip
