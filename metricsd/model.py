@@ -46,7 +46,7 @@ class Outcome(StrEnum):
     DENIED = "denied"
 
 
-class Event(Struct, frozen=True, gc=False, kw_only=True):
+class Event(Struct, frozen=True, gc=False):
     """One fact, without its id (the id comes from where it was read; see ids.py).
 
     at            microseconds since 1970 UTC
@@ -59,6 +59,8 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
     duration_ms, input_bytes, output_bytes, lines_added, lines_removed   what the names say
     extra         further numbers and categories (`total_tokens`, `agent_id`, ...), at most 16 keys
     batch         the import that brought it; None for live events
+
+    The order of the fields matters to `decode_event` alone: a call by position costs an eighth of one by name.
     """
 
     at: int

@@ -192,27 +192,28 @@ def decode_event(
     elif len(payload.prompt):
         facts.input_bytes = _text_bytes(payload.prompt)
     _read_extra(facts.extra, payload)
+    # By position, in the order of the struct: with names this call would cost more than reading the payload.
     return Event(
-        at=at_us,
-        kind=rule.kind,
-        name=event,
-        app=app,
-        session=repeated_id(payload.session_id or payload.conversation_id),
-        tool=tool,
-        outcome=facts.outcome,
-        duration_ms=whole_number(payload.duration_ms),
-        call=opaque_id(payload.tool_use_id),
-        project=place.project,
-        branch=place.branch,
-        model=facts.model or model_name(payload.model),
-        agent=plain_name(payload.agent_type) or facts.agent,
-        subject=facts.subject,
-        reason=_reason(rule, payload) if rule.category is not None else None,
-        input_bytes=facts.input_bytes,
-        output_bytes=facts.output_bytes,
-        lines_added=facts.lines_added,
-        lines_removed=facts.lines_removed,
-        extra=facts.extra or None,
+        at_us,
+        rule.kind,
+        event,
+        app,
+        repeated_id(payload.session_id or payload.conversation_id),
+        tool,
+        facts.outcome,
+        whole_number(payload.duration_ms),
+        opaque_id(payload.tool_use_id),
+        place.project,
+        place.branch,
+        facts.model or model_name(payload.model),
+        plain_name(payload.agent_type) or facts.agent,
+        facts.subject,
+        _reason(rule, payload) if rule.category is not None else None,
+        facts.input_bytes,
+        facts.output_bytes,
+        facts.lines_added,
+        facts.lines_removed,
+        facts.extra or None,
     )
 
 

@@ -34,10 +34,11 @@ _UTF8_CHUNK_BYTES = 1024 * 1024
 _STAMPS_CACHED = 512
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US_PER_DAY = 86_400 * US_PER_S
-_MINUTES_CACHED = 4096
-# What nearly every program writes: UTC with milli- or microseconds. Its minute is known from the lines before.
+_US_PER_MINUTE = 60 * US_PER_S
+_HOURS_CACHED = 1024
+# What nearly every program writes: UTC with milli- or microseconds. Its hour is known from the lines before.
 _in_utc = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:)([0-5][0-9])\.([0-9]{3}|[0-9]{6})(?:Z|\+00:00)"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:)([0-5][0-9]):([0-5][0-9])\.([0-9]{3}|[0-9]{6})(?:Z|\+00:00)"
 ).fullmatch
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
@@ -119,8 +120,9 @@ def stamp_us(line: Line) -> int | None:
     if isinstance(stamp, str):
         found = _in_utc(stamp)
         if found is not None:
-            minute, second, fraction = found.groups()
-            at_us = _minute_us(minute) + int(second + fraction) * (US_PER_MS if len(fraction) == 3 else 1)
+            hour, minute, second, fraction = found.groups()
+            at_us = _hour_us(hour) + int(minute) * _US_PER_MINUTE
+            at_us += int(second + fraction) * (US_PER_MS if len(fraction) == 3 else 1)
         else:
             at_us = _text_us(stamp) if len(stamp) <= 64 else _reject_time("text is too long")
     elif isinstance(stamp, int):
@@ -229,9 +231,9 @@ def _reject_time(detail: str) -> NoReturn:
     raise LineRejected("bad_time", f"`ts`: {detail}")
 
 
-@lru_cache(maxsize=_MINUTES_CACHED)
-def _minute_us(minute: str) -> int:
-    return _text_us(minute + "00Z")
+@lru_cache(maxsize=_HOURS_CACHED)
+def _hour_us(hour: str) -> int:
+    return _text_us(hour + "00:00Z")
 
 
 @lru_cache(maxsize=_STAMPS_CACHED)

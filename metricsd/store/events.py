@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 from metricsd.ids import EventId
 from metricsd.model import Event, Kind
 from metricsd.store import batches, rollups, state
+from metricsd.store.calendar import QUARTER_US
 from metricsd.store.connection import Store
 from metricsd.store.counters import Tally, add_tallies, subtract_tallies
 from metricsd.store.devices import device_id_of as device_id_of
@@ -34,7 +36,12 @@ COLUMNS = (
     "pos, id, at, device, type, session, tool, outcome, duration_ms, call, project, branch, subject, "
     "input_bytes, output_bytes, lines_added, lines_removed, tags, batch, more"
 )
-_INSERT = f"INSERT OR IGNORE INTO event ({COLUMNS}) VALUES ({', '.join('?' * 20)})"
+_WIDTH = 20
+_ROW = f"({', '.join('?' * _WIDTH)})"
+_INSERT = f"INSERT OR IGNORE INTO event ({COLUMNS}) VALUES {_ROW}"
+_ROWS_AT_ONCE = 48
+"""Inserted by one statement: SQLite then stays at the right edge of table and index. 999 values are always allowed."""
+_INSERT_ROWS = f"INSERT OR IGNORE INTO event ({COLUMNS}) VALUES {', '.join([_ROW] * _ROWS_AT_ONCE)}"
 SELECT = f"""
 SELECT {", ".join("event." + name for name in COLUMNS.split(", "))}, t.app, t.kind, t.name, s.session_id
 FROM event JOIN event_type AS t ON t.id = event.type LEFT JOIN session AS s ON s.id = event.session
@@ -73,13 +80,13 @@ def insert(store: Store, items: Sequence[Identified], *, device: int) -> Inserte
     rows, aggregates = _prepare(store, items, device, own)
     before = store.db.total_changes
     store.db.execute("SAVEPOINT events")
-    store.db.executemany(_INSERT, rows)
+    _insert_rows(store, rows)
     if store.db.total_changes - before != len(rows):
         # Some were known. Nearly every batch is all new, so only now ask which, and start over with the rest.
         store.db.execute("ROLLBACK TO events")
         fresh = _without_known(store, items)
         rows, aggregates = _prepare(store, fresh, device, own)
-        store.db.executemany(_INSERT, rows)
+        _insert_rows(store, rows)
     store.db.execute("RELEASE events")
     _apply(store, aggregates, device, own)
     state.add(store, "last_pos" if own else "remote_rows", len(rows))
@@ -167,6 +174,13 @@ def unpack_call(packed: bytes | None) -> str | None:
     return _CALL_PREFIX + text if scheme == 1 else text
 
 
+def _insert_rows(store: Store, rows: Sequence[tuple[Any, ...]]) -> None:
+    whole = len(rows) - len(rows) % _ROWS_AT_ONCE
+    for start in range(0, whole, _ROWS_AT_ONCE):
+        store.db.execute(_INSERT_ROWS, list(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE])))
+    store.db.executemany(_INSERT, rows[whole:])
+
+
 class _Aggregates(NamedTuple):
     totals: dict[Key, Totals]
     hours: Hours
@@ -182,6 +196,8 @@ def _prepare(
     slot_of, outcome_codes = store.days.slot, _OUTCOME_CODES
     pos = last_pos(store) if own else -state.get_int(store, "remote_rows")
     step = 1 if own else -1
+    quarter: int | None = None
+    slot = 0
     rows: list[tuple[Any, ...]] = []
     totals: dict[Key, Totals] = {}
     hours: Hours = {}
@@ -215,7 +231,8 @@ def _prepare(
         )  # fmt: skip
         failed = 1 if outcome else 0
         bucket = NO_DURATION if duration is None else bucket_of(duration)
-        slot = slot_of(e.at)
+        if e.at // QUARTER_US != quarter:
+            quarter, slot = e.at // QUARTER_US, slot_of(e.at)
         key = (slot // 24, device, kind, tool or 0, project or 0, batch or 0, bucket)
         total = totals.get(key)
         if total is None:

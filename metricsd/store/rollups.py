@@ -8,7 +8,8 @@ events and keeps these. All three are in one time zone, the one in which the fir
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 from metricsd.store import state
 from metricsd.store.calendar import Days, days_in
@@ -24,6 +25,9 @@ ZONE = "rollup_zone"
 
 Key = tuple[int, int, int, int, int, int, int]
 """(day, device, type, tool, project, batch, bucket)"""
+_DayKey = tuple[int, int, int, int, int]
+"""A Key without tool and project."""
+_K = TypeVar("_K", bound=tuple[int, ...])
 Totals = list[int]
 """[n, failed, duration_ms, lines_added, lines_removed]"""
 HourKey = tuple[int, int, int, int]
@@ -125,8 +129,8 @@ def calendar(store: Store) -> Days:
 def add(store: Store, totals: dict[Key, Totals], hours: Hours, *, sign: int = 1) -> None:
     """Add (or with sign=-1 take away) totals inside the caller's transaction."""
     db, days = store.db, _by_day(totals)
-    db.executemany(UPSERT, [(*key, *(sign * value for value in values)) for key, values in totals.items()])
-    db.executemany(_UPSERT_DAY, [(*key, *(sign * value for value in values)) for key, values in days.items()])
+    db.executemany(UPSERT, _signed(totals, sign))
+    db.executemany(_UPSERT_DAY, _signed(days, sign))
     db.executemany(
         _UPSERT_HOUR,
         [
@@ -157,10 +161,24 @@ def before_drop(store: Store, positions_sql: str, values: tuple[int, ...]) -> No
     add(store, *gone, sign=-1)
 
 
-def _by_day(totals: dict[Key, Totals]) -> dict[tuple[int, int, int, int, int], Totals]:
-    found: dict[tuple[int, int, int, int, int], Totals] = {}
+def _signed(totals: Mapping[_K, Totals], sign: int) -> list[tuple[int, ...]]:
+    if sign > 0:
+        return [(*key, *values) for key, values in totals.items()]
+    return [(*key, *(sign * value for value in values)) for key, values in totals.items()]
+
+
+def _by_day(totals: dict[Key, Totals]) -> dict[_DayKey, Totals]:
+    found: dict[_DayKey, Totals] = {}
     for (day, device, kind, _tool, _project, batch, bucket), values in totals.items():
         key = (day, device, kind, batch, bucket)
         known = found.get(key)
-        found[key] = list(values) if known is None else [a + b for a, b in zip(known, values, strict=True)]
+        if known is None:
+            found[key] = values.copy()
+        else:
+            n, failed, ms, added, removed = values
+            known[0] += n
+            known[1] += failed
+            known[2] += ms
+            known[3] += added
+            known[4] += removed
     return found
