@@ -356,7 +356,7 @@ def _figures(summary: Summary, days: int, now_us: int, *, uses: bool) -> Figures
         sessions=[one for one in newest if one.last_at >= since_us],
         cells=summary.cells("day", "kind", "tool", days=window),
         uses=summary.cells("kind", "tool", "bucket", days=window) if uses else [],
-        hours=summary.hours(window),
+        hours=summary.hours(window) if uses else [],
         usual=baseline(lasting(newest)),
         day_of=summary.days.of,
         today=today,

@@ -563,6 +563,14 @@ MUTANTS = (
         "tests/legacy/test_local_writes.py::test_figures_are_remembered_until_something_is_written",
     ),
     Mutant(
+        "what was noted of a session before a span is forgotten",
+        "metricsd/store/session_totals.py",
+        "        if one not in written:\n",
+        "        if one not in notes:\n",
+        "tests/analytics/test_session_totals.py"
+        "::test_what_was_noted_long_ago_is_told_of_a_session_that_was_active_lately",
+    ),
+    Mutant(
         "the older API tells of other users",
         "metricsd/cloud/older_reads.py",
         "WHERE s.person = ? AND s.session = ? ORDER",

@@ -15,7 +15,7 @@ PERCENT = 100.0
 
 def efficiency_of(session: SessionTotal) -> float:
     """Return a session's share of good calls; 1 when it made none."""
-    return efficiency([session])
+    return ratio(session.tool_calls - session.tool_failures, session.tool_calls, 1.0)
 
 
 def efficiency(sessions: Iterable[SessionTotal]) -> float:

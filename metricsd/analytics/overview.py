@@ -12,7 +12,7 @@ from metricsd.analytics import tools
 from metricsd.analytics.baseline import DEFAULT, Baseline
 from metricsd.analytics.efficiency import efficiency
 from metricsd.analytics.focus import focus_minutes
-from metricsd.analytics.numbers import rounded
+from metricsd.analytics.numbers import mean, rounded
 from metricsd.analytics.periods import TOOL_USED
 from metricsd.analytics.score import mean_percent_score, percent_score
 from metricsd.analytics.tools import Use
@@ -62,13 +62,14 @@ def productivity(
 ) -> Productivity:
     """Return the figures of these sessions and of the calls around them. Cells by day, kind and tool."""
     found = list(cells)
+    scores = _scores(sessions, day_of, usual)
     return Productivity(
-        score=rounded(mean_percent_score(sessions, usual)),
+        score=rounded(mean(score for _, score in scores)),
         velocity=rounded(velocity(sessions).commands_per_hour),
         focus_minutes=rounded(focus_minutes(sessions)),
         efficiency=rounded(efficiency(sessions), 2),
         shares=tools.usage_shares(tools.by_tool(found)),
-        trends=daily_trend(_scores(sessions, day_of, usual), tools_by_day(found)),
+        trends=daily_trend(scores, tools_by_day(found)),
     )
 
 
@@ -83,7 +84,7 @@ def dashboard(
     """Return the overview of the last two weeks' sessions and calls. Cells by day, kind and tool."""
     found = list(cells)
     scores = _scores(sessions, day_of, usual)
-    begun = [one for one in sessions if day_of(one.started_at) == today]
+    begun = [one for one, (day, _) in zip(sessions, scores, strict=True) if day == today]
     by_day = tools_by_day(found)
     week = [one for one in daily_trend(scores, by_day) if today - DAYS_PER_WEEK < one.day <= today]
     current = max((one for one in sessions if one.ended_at is None), key=lambda one: one.last_at, default=None)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from metricsd.analytics.baseline import DEFAULT, Baseline
 from metricsd.analytics.efficiency import success_percent
-from metricsd.analytics.numbers import clamp, mean, ratio
-from metricsd.analytics.velocity import HOURS_MIN, hours_of, velocity_of
+from metricsd.analytics.numbers import clamp, mean
+from metricsd.analytics.velocity import HOURS_MIN, velocity_of
 from metricsd.totals import SessionTotal
 
 SCORE_MAX = 10.0
@@ -39,14 +39,7 @@ class Score(NamedTuple):
 
 def session_score(session: SessionTotal, usual: Baseline = DEFAULT) -> Score:
     """Return the analytics engine's score: at most 2.5 + 2.5 + 2 + 1.5 + 1.5."""
-    pace = velocity_of(session)
-    parts = (
-        min(2.5, ratio(pace.commands_per_hour, usual.commands_per_hour or DEFAULT.commands_per_hour) * 2.5),
-        min(2.5, ratio(pace.lines_per_hour, usual.lines_per_hour or DEFAULT.lines_per_hour) * 2.5),
-        success_percent(session) / 100 * 2,
-        min(1.5, session.agents / AGENTS_FULL * 1.5),
-        min(1.5, max(hours_of(session), HOURS_MIN) / FOCUS_FULL_HOURS * 1.5),
-    )
+    parts = _parts(session, usual)
     return Score(clamp(sum(parts), 0.0, SCORE_MAX), *parts)
 
 
@@ -58,14 +51,16 @@ def end_score(session: SessionTotal, usual: Baseline = DEFAULT) -> Score:
         min(2.0, pace.lines_per_hour / max(usual.lines_per_hour, 1.0)),
         success_percent(session) / 100,
         min(2.0, session.agents / AGENTS_FULL),
-        min(2.0, hours_of(session)),
+        min(2.0, pace.hours),
     )
     return Score(clamp(sum(parts) * 2, 0.0, SCORE_MAX), *parts)
 
 
 def percent_score(session: SessionTotal, usual: Baseline = DEFAULT) -> float:
     """Return the score of 100 that reports show: what was set by hand, else ten times the engine's."""
-    return session.score if session.score is not None else session_score(session, usual).total * _PER_PERCENT
+    if session.score is not None:
+        return session.score
+    return clamp(sum(_parts(session, usual)), 0.0, SCORE_MAX) * _PER_PERCENT
 
 
 def mean_percent_score(sessions: Iterable[SessionTotal], usual: Baseline = DEFAULT) -> float:
@@ -76,3 +71,14 @@ def mean_percent_score(sessions: Iterable[SessionTotal], usual: Baseline = DEFAU
 def trend_of(total: float) -> str:
     """Return the word for a score of 10."""
     return next((word for low, word in TRENDS if total >= low), NEEDS_IMPROVEMENT)
+
+
+def _parts(session: SessionTotal, usual: Baseline) -> tuple[float, float, float, float, float]:
+    commands, lines, hours = velocity_of(session)
+    return (
+        min(2.5, commands / (usual.commands_per_hour or DEFAULT.commands_per_hour) * 2.5),
+        min(2.5, lines / (usual.lines_per_hour or DEFAULT.lines_per_hour) * 2.5),
+        success_percent(session) / 100 * 2,
+        min(1.5, session.agents / AGENTS_FULL * 1.5),
+        min(1.5, max(hours, HOURS_MIN) / FOCUS_FULL_HOURS * 1.5),
+    )

@@ -38,7 +38,9 @@ def lines_of(session: SessionTotal) -> int:
 
 def velocity_of(session: SessionTotal) -> Velocity:
     """Return one session's velocity."""
-    return velocity([session])
+    hours = hours_of(session)
+    over = max(hours, HOURS_MIN)
+    return Velocity(session.tool_calls / over, lines_of(session) / over, hours)
 
 
 def velocity(sessions: Iterable[SessionTotal]) -> Velocity:

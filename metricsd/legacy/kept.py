@@ -97,7 +97,7 @@ class Call(NamedTuple):
 
 class Figures(NamedTuple):
     """What analytics are made of, of some days until today: sessions that were active, cells by day, kind and tool, and
-    `uses`, cells by kind, tool and bucket, where they were asked for."""
+    where they were asked for `uses`, cells by kind, tool and bucket, and hours."""
 
     sessions: Sequence[SessionTotal]
     cells: Sequence[Cell]

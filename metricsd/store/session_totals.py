@@ -39,11 +39,16 @@ AND json_extract(fields, '$.app') = ?
 """
 _ACTIVE = f"""{_COUNTERS} AND c.session IN (
     SELECT a.session FROM session_counters AS a WHERE max(a.last_at, coalesce(a.end_at, 0)) >= ?
-    UNION SELECT value FROM json_each(?)) ORDER BY c.session
+    UNION SELECT n.id FROM json_each(?) AS r JOIN session AS n ON n.session_id = substr(r.value, instr(r.value, '/') + 1)
+        AND n.app = substr(r.value, 1, instr(r.value, '/') - 1)) ORDER BY c.session
 """
 """All rows of a session of which one device was active, or of which somebody noted that it was."""
 _ROW = "SELECT id FROM session WHERE app = ? AND session_id = ?"
-_NOTED = "SELECT id, fields FROM record WHERE type = 'session' AND deleted = 0"
+_NOTED = """
+SELECT id, fields, max(coalesce(json_extract(fields, '$.started_at'), 0), coalesce(json_extract(fields, '$.ended_at'), 0))
+    >= ? FROM record WHERE type = 'session' AND deleted = 0
+"""
+"""All of them, and whether somebody noted that it was active since a time: what is no time at all may say so too."""
 _ALL_STARTS = "SELECT session, min(started_at) FROM session_counters WHERE events > 0 GROUP BY session"
 _STARTS = """
 SELECT c.session, min(c.started_at) FROM session_counters AS c
@@ -67,6 +72,7 @@ SCORE_MAX = 100
 _FOREVER_US = 2**62
 
 _NAMES = ("session", "app", "session_id", "device_id", *_FIELDS)
+_STARTS_AT = _NAMES.index("starts")
 
 Values = dict[str, Any]
 Row = tuple[Any, ...]
@@ -104,19 +110,26 @@ def read(summary: Summary, *, since_us: int = 0, address: Address | None = None)
     """
     if summary.db is None:
         return []
-    notes = {str(one): _object(fields) for one, fields in summary.db.execute(_NOTED)}
+    written: dict[str, str] = {}
+    notes: dict[str, Values] = {}
+    for record_id, fields, is_recent in summary.db.execute(_NOTED, (since_us,)):
+        written[record_id] = fields
+        if is_recent and _noted_until(noted := _object(fields)) >= since_us:
+            notes[record_id] = noted
     groups: dict[str, list[Row]] = {}
-    for rows in _rows(summary, since_us, [one for one, fields in notes.items() if _noted_until(fields) >= since_us]):
+    for rows in _rows(summary, since_us, list(notes)):
         app, session_id = rows[0][1], rows[0][2]
         record_id = address(app, session_id) if address is not None else f"{app}/{session_id}"
         known = groups.get(record_id)
         groups[record_id] = rows if known is None else known + rows
-    found = {
-        one: _only_one(rows[0]) if len(rows) == 1 and one not in notes else _combined(rows, notes.get(one, {}))
-        for one, rows in groups.items()
-    }
+    found = {}
+    for one, rows in groups.items():
+        if one not in written:
+            found[one] = _combined(rows)
+        else:
+            found[one] = _combined(rows, notes[one] if one in notes else _object(written[one]))
     for one, fields in notes.items():
-        if one not in found and "started_at" in fields and _noted_until(fields) >= since_us:
+        if one not in found and "started_at" in fields:
             found[one] = _noted(one, fields)
     _add_metrics(summary, found)
     recent = (one for one in found.values() if one.last_at >= since_us)
@@ -153,17 +166,16 @@ def one(summary: Summary, app: str, session_id: str) -> SessionTotal | None:
     return found
 
 
-def _rows(summary: Summary, since_us: int, noted: Iterable[str]) -> Iterator[list[Row]]:
-    """Yield the rows of each session that counts, one for each device; `noted` are records to look at as well."""
+def _rows(summary: Summary, since_us: int, noted: list[str]) -> Iterator[list[Row]]:
+    """Yield the rows of the sessions that count, one for each device; `noted` are records to look at as well."""
     if summary.db is None:
         return
     back = retracted.read(summary.db)
-    if since_us:
-        addresses = [one.partition("/")[::2] for one in noted]
-        known = [row[0] for address in addresses for row in summary.db.execute(_ROW, address)]
-        found = summary.db.execute(_ACTIVE, (since_us, json.dumps(known)))
-    else:
-        found = summary.db.execute(_ALL)
+    found = summary.db.execute(_ACTIVE, (since_us, json.dumps(noted))) if since_us else summary.db.execute(_ALL)
+    if not back:
+        # Nothing has to be taken back from a session's rows together: thousands go through one by one.
+        yield from ([row] for row in found if row[0] not in summary.deleted)
+        return
     for session, group in groupby(found, key=itemgetter(0)):
         rows = list(group)
         if session in summary.deleted:
@@ -197,27 +209,27 @@ def _only_one(row: Row) -> SessionTotal:
     )  # fmt: skip
 
 
-def _combined(rows: list[Row], noted: Values) -> SessionTotal:
-    """Return one session of its devices' rows, by the rules of store/sessions.py (a test holds the two together)."""
+def _combined(rows: list[Row], noted: Values | None = None) -> SessionTotal:
+    """Return one session of its devices' rows and of what was noted of it."""
+    found = _only_one(rows[0]) if len(rows) == 1 else _added(rows)
+    return found if noted is None else _with_notes(found, noted, told=any(row[_STARTS_AT] for row in rows))
+
+
+def _added(rows: list[Row]) -> SessionTotal:
+    """Return one session of several devices' rows, by the rules of store/sessions.py (a test holds the two together)."""
     parts = [dict(zip(_NAMES, row, strict=True)) for row in rows]
     parts.sort(key=lambda part: (part["last_at"], part["device_id"]))
     # A plain id is this machine's own; where it travels as a hash, the other devices have that.
     own = next((part for part in reversed(parts) if not part["session_id"].startswith(_HASHED)), parts[-1])
     ended_at, reason = _end(parts)
-    last_at = max(max(part["last_at"], part["end_at"] or 0) for part in parts)
-    if noted.get("ended_at") is not None and (ended_at is None or reason == INFERRED):
-        ended_at, reason = noted["ended_at"], noted.get("end_reason")
-        last_at = max(last_at, noted["ended_at"])
-    told = any(part["starts"] for part in parts)
-    began = None if told else noted.get("started_at")
     return SessionTotal(
         id=own["session_id"],
         app=own["app"],
-        project=_latest(parts, "project") or noted.get("project"),
-        branch=_latest(parts, "branch") or noted.get("branch"),
+        project=_latest(parts, "project"),
+        branch=_latest(parts, "branch"),
         model=_latest(parts, "model"),
-        started_at=min(part["started_at"] for part in parts) if began is None else _int(began),
-        last_at=last_at,
+        started_at=min(part["started_at"] for part in parts),
+        last_at=max(max(part["last_at"], part["end_at"] or 0) for part in parts),
         ended_at=ended_at,
         end_reason=reason,
         tool_calls=_sum(parts, "tool_calls"),
@@ -228,6 +240,23 @@ def _combined(rows: list[Row], noted: Values) -> SessionTotal:
         agents=_sum(parts, "subagents"),
         lines_added=_sum(parts, "lines_added"),
         lines_removed=_sum(parts, "lines_removed"),
+    )
+
+
+def _with_notes(one: SessionTotal, noted: Values, *, told: bool) -> SessionTotal:
+    """Return a session with what was noted of it; with `told` an event tells its start."""
+    last_at, ended_at, reason = one.last_at, one.ended_at, one.end_reason
+    if noted.get("ended_at") is not None and (ended_at is None or reason == INFERRED):
+        ended_at, reason = noted["ended_at"], noted.get("end_reason")
+        last_at = max(last_at, noted["ended_at"])
+    began = None if told else noted.get("started_at")
+    return one._replace(
+        project=one.project or noted.get("project"),
+        branch=one.branch or noted.get("branch"),
+        started_at=one.started_at if began is None else _int(began),
+        last_at=last_at,
+        ended_at=ended_at,
+        end_reason=reason,
         **_by_hand(noted),
     )
 
@@ -298,13 +327,13 @@ def _object(text: str) -> Values:
     found = json.loads(text)
     if not isinstance(found, dict):
         return {}
-    return {
-        name: value
-        for name, value in found.items()
-        if name not in _TIMES + _TEXTS
-        or (name in _TEXTS and isinstance(value, str))
-        or (name in _TIMES and _is_time(value))
-    }
+    for name in _TIMES:
+        if name in found and not _is_time(found[name]):
+            del found[name]
+    for name in _TEXTS:
+        if name in found and not isinstance(found[name], str):
+            del found[name]
+    return found
 
 
 def _count(value: object) -> int | None:

@@ -208,7 +208,38 @@ class Summary:
 
     def _kept(self, db: sqlite3.Connection, by: Sequence[str], days: tuple[int, int]) -> list[Cell]:
         """Return what the totals say, less what was deleted."""
-        wanted = [_COLUMNS[name] for name in DIMENSIONS if name in by]
+        found = self._of_names(db, by, days) if "tool" in by or "project" in by else self._of_days(db, by, days)
+        if self.deleted:
+            found.extend(map(_negative, self._summed(self._events_of_deleted(db, days), by, days, self._stored)))
+        return found
+
+    def _of_names(self, db: sqlite3.Connection, by: Sequence[str], days: tuple[int, int]) -> list[Cell]:
+        """Return what the totals with tools and projects say.
+
+        Kinds and names are looked up after adding up, and devices stay apart where days do: in the order of the table's
+        key nothing has to be sorted.
+        """
+        wanted = {*by, *(("device",) if "day" in by else ()), *(("type",) if "app" in by or "kind" in by else ())}
+        columns = ", ".join(name if name in wanted else "NULL" for name in ("day", "type", "tool", "project", "bucket"))
+        group = ", ".join(name for name in ("day", "device", "type", "tool", "project", "bucket") if name in wanted)
+        sql = (
+            f"SELECT {columns}, {_SUMS} FROM rollup WHERE day BETWEEN ? AND ? AND batch NOT IN ({_RETRACTED}) "
+            f"GROUP BY {group}"
+        )
+        name = self.name
+        types = {
+            row: (app if "app" in by else None, kind if "kind" in by else None)
+            for row, (app, kind) in self._types.items()
+        }
+        found = []
+        for day, kind, tool, project, bucket, *sums in db.execute(sql, days):
+            app, called = (None, None) if kind is None else types[kind]
+            found.append(Cell(day, app, called, name(tool), name(project), bucket, *sums))
+        return found
+
+    def _of_days(self, db: sqlite3.Connection, by: Sequence[str], days: tuple[int, int]) -> list[Cell]:
+        """Return what the totals of days say. Tens of thousands of rows in a long history: nothing is done to each."""
+        wanted = [_COLUMNS[name] for name in _COLUMNS if name in by]
         columns = [_COLUMNS[name] if name in by else "NULL" for name in DIMENSIONS]
         # The table of days has a row for each of these and each device: with one device there is nothing to add up.
         is_plain = {"day", "kind", "bucket"} <= set(by) <= _OF_DAY and db.execute(_DEVICES).fetchone()[0] <= 1
@@ -217,16 +248,7 @@ class Summary:
             f"SELECT {', '.join(columns)}, {sums} FROM {_source(by)} WHERE day BETWEEN ? AND ? "
             f"AND batch NOT IN ({_RETRACTED}){group}"
         )
-        rows = db.execute(sql, days)
-        if "tool" in by or "project" in by:
-            name = self.name
-            found = [Cell(d, a, k, name(t), name(p), *rest) for d, a, k, t, p, *rest in rows]
-        else:
-            # Tens of thousands of rows in a long history: nothing is done to each.
-            found = list(map(Cell._make, rows))
-        if self.deleted:
-            found.extend(map(_negative, self._summed(self._events_of_deleted(db, days), by, days, self._stored)))
-        return found
+        return list(map(Cell._make, db.execute(sql, days)))
 
     def _counted(self, db: sqlite3.Connection, by: Sequence[str], days: tuple[int, int], calendar: Days) -> list[Cell]:
         """Return what the events say, without what was deleted."""
@@ -306,7 +328,7 @@ class Summary:
         return db.execute("SELECT 1 FROM state WHERE key = 'fold_before_us' AND value > 0").fetchone() is not None
 
 
-_COLUMNS = {"day": "day", "app": "t.app", "kind": "t.kind", "tool": "tool", "project": "project", "bucket": "bucket"}
+_COLUMNS = {"day": "day", "app": "t.app", "kind": "t.kind", "bucket": "bucket"}
 
 
 def _current(path: Path) -> sqlite3.Connection:
@@ -359,8 +381,7 @@ def _is_hashed(record_id: str) -> bool:
 
 
 def _source(by: Sequence[str]) -> str:
-    table = "rollup" if "tool" in by or "project" in by else "day_total"
-    return f"{table} JOIN event_type AS t ON t.id = type" if "app" in by or "kind" in by else table
+    return "day_total JOIN event_type AS t ON t.id = type" if "app" in by or "kind" in by else "day_total"
 
 
 def _only(values: tuple[object, ...], by: Sequence[str]) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ from metricsd.store.connection import Store
 from metricsd.store.counters import put_remote
 from metricsd.store.retention import fold
 from metricsd.store.summary import reading
-from tests.analytics.support import delete_session, item, put, put_metric, set_batch
+from tests.analytics.support import delete_session, item, note_session, put, put_metric, set_batch
 from tests.fakes import START_US, FakeClock
 
 
@@ -51,6 +51,25 @@ def test_a_session_is_whole_also_when_only_one_device_was_active_lately(tmp_path
     with reading(tmp_path / "store.db") as summary:
         assert [(one.tool_calls, one.started_at) for one in session_totals.read(summary, since_us=START_US + 50)] == [
             (3, START_US)
+        ]
+
+
+def test_what_was_noted_long_ago_is_told_of_a_session_that_was_active_lately(tmp_path: Path) -> None:
+    """A span is no reason to forget a session's description; a note alone makes a session active when it says so."""
+    store = Store.open(tmp_path / "store.db")
+    put(
+        store,
+        [item(1, session="s", at=START_US), item(2, session="s", at=START_US + 99), item(3, session="o", at=START_US)],
+    )
+    note_session(store, "s", started_at=START_US - 9, description="x", focus_time_ms=7)
+    note_session(store, "noted", started_at=START_US - 9, ended_at=START_US + 60, description="y")
+    note_session(store, "old", started_at=START_US - 9, ended_at=START_US, description="z")
+    store.close()
+    with reading(tmp_path / "store.db") as summary:
+        found = session_totals.read(summary, since_us=START_US + 50)
+        assert [(one.id, one.description, one.focus_ms, one.tool_calls) for one in found] == [
+            ("noted", "y", None, 0),
+            ("s", "x", 7, 2),
         ]
 
 
