@@ -265,6 +265,20 @@ MUTANTS = (
         "tests/store/test_retention.py::TestTwins::test_twins_are_known_after_a_restart",
     ),
     Mutant(
+        "a block of rows is passed over",
+        "metricsd/store/events.py",
+        "range(0, whole, _ROWS_AT_ONCE)",
+        "range(0, whole, 2 * _ROWS_AT_ONCE)",
+        "tests/store/test_events.py::test_many_events_at_once_are_all_there_and_some_of_them_twice_too",
+    ),
+    Mutant(
+        "the first event's hour is everyone's",
+        "metricsd/store/events.py",
+        "        if e.at // QUARTER_US != quarter:\n",
+        "        if quarter is None:\n",
+        "tests/store/test_events.py::test_many_events_at_once_are_all_there_and_some_of_them_twice_too",
+    ),
+    Mutant(
         "known rows counted in the totals",
         "metricsd/store/events.py",
         "        rows, aggregates = _prepare(store, fresh, device, own)\n",

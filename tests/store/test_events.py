@@ -92,6 +92,19 @@ def test_ids_are_stored_once_and_totals_equal_a_full_scan(
     store.close()
 
 
+def test_many_events_at_once_are_all_there_and_some_of_them_twice_too(store: Store) -> None:
+    """More than one statement takes, with a rest; each in its hour."""
+    hour_us = 3600 * 1_000_000
+    items = [make_item(n, at=START_US + n * hour_us // 7) for n in range(211)]
+    assert put(store, items[100:107]) == (7, 0)
+    assert put(store, items) == (204, 7)
+    found = [(event_id, event) for _, event_id, event in read_own(store, 0, 1000)]
+    assert found == [*items[100:107], *items[:100], *items[107:]]
+    hours = Counter(store.days.slot(item.event.at) for item in items)
+    assert dict(store.db.execute("SELECT day * 24 + hour, n FROM hour_total")) == hours
+    assert totals_of(store) == counted(store)
+
+
 def test_positions_go_on_after_a_rollback_without_a_gap(store: Store) -> None:
     """A failed transaction leaves neither rows nor cached terms nor used positions."""
     put(store, [make_item(0)])
