@@ -189,7 +189,8 @@ def _sinks(
 
     if options.dry_run:
         return [DryRun(work, open_store(paths, config) if paths.store.exists() else None)]
-    label = f"migrated from {Path(options.sources[0]).name}"
+    # The label syncs, so it names the run and not the folder: that one's name may be a person's.
+    label = f"migration {folder.id}"
     store = open_store(paths, config)
     if STORE in options.to:
         return [StoreSink(store, folder.id, label)]

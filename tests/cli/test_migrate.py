@@ -86,6 +86,18 @@ def test_the_folders_of_both_generations_are_found(
     assert [row["dry_run"] for row in json.loads("".join(lines))] == [True]
 
 
+@pytest.mark.usefixtures("few_faults")
+def test_the_name_of_the_source_is_in_no_record(home: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Records sync, and a folder may be named after somebody."""
+    folder = tmp_path / "ann-oakley"
+    write_lines(folder / "tool-metrics.jsonl", [call("2026-01-05T08:00:00Z", tool="Read")])
+    _, lines = metricsd(capsys, "run", str(folder), "--json")
+    assert summary_of(lines)["tool_events"]["loaded"] == 1
+    with closing(sqlite3.connect(home.store)) as db:
+        records = db.execute("SELECT fields FROM record WHERE type = 'import_batch'").fetchall()
+    assert records and not any("ann-oakley" in fields for (fields,) in records)
+
+
 def test_a_run_ends_with_its_summary_and_a_second_one_adds_nothing(
     home: Paths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
