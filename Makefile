@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN_HOME ?= .run
+# Many tests wait for processes of their own, so half as many workers again as cores keep the cores busy.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, (os.cpu_count() or 1) * 3 // 2))')
 
 .PHONY: run test demo check bench soak mutants clean
 
@@ -14,7 +16,7 @@ demo: $(VENV)/.core
 	$(BIN)/metricsd demo
 
 test: check
-	$(BIN)/pytest -m "not soak" -n logical --maxprocesses 4 $(TESTS)
+	$(BIN)/pytest -m "not soak" -n $(WORKERS) --dist worksteal $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

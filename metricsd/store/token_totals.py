@@ -26,6 +26,7 @@ SELECT e.at / {STRETCH_US}, e.tags, count(*), {_SUMS} FROM event AS e
 WHERE e.type IN ({_TYPES}) AND coalesce(e.batch, 0) NOT IN (SELECT value FROM json_each(?))
 AND coalesce(e.session, 0) NOT IN (SELECT value FROM json_each(?))
 """
+_GROUPED = " GROUP BY 1, 2"
 
 
 class TokenDay(NamedTuple):
@@ -51,7 +52,7 @@ def read(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> list[TokenDay]:
         sql += f" AND {where} AND e.at >= ? AND e.at < ?"
         values += [*ids, window.from_us, window.until_us]
     found: dict[tuple[int, str], list[int]] = {}
-    for stretch, tags, *sums in summary.db.execute(f"{sql} GROUP BY 1, 2", values):
+    for stretch, tags, *sums in summary.db.execute(sql + _GROUPED, values):
         key = (summary.days.of(stretch * STRETCH_US), _model_of(summary, tags))
         known = found.get(key)
         found[key] = sums if known is None else [a + b for a, b in zip(known, sums, strict=True)]

@@ -87,7 +87,9 @@ def test_the_folders_of_both_generations_are_found(
 
 
 @pytest.mark.usefixtures("few_faults")
-def test_the_name_of_the_source_is_in_no_record(home: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_name_of_the_source_is_in_no_record(
+    home: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Records sync, and a folder may be named after somebody."""
     folder = tmp_path / "ann-oakley"
     write_lines(folder / "tool-metrics.jsonl", [call("2026-01-05T08:00:00Z", tool="Read")])

@@ -25,9 +25,9 @@ from tests.keeping import FILES, pages_of, ruin
 
 NOTICE_S = 2.0 + 5.0
 """At full size: a look every two seconds, and a dwell."""
-DISK_BYTES = 8 * 1024 * 1024
-LEFT_BYTES = 150 * 1024
-"""What is left of the small disk: below the floor of a twentieth, enough for captures."""
+DISK_BYTES = 32 * 1024 * 1024
+LEFT_BYTES = 600 * 1024
+"""What is left of the small disk: enough for a checkpoint and captures, and below the floor of a twentieth even after it."""
 
 
 class Case(NamedTuple):
