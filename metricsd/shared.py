@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import resource
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import NamedTuple
 
-from metricsd import growing
+from metricsd import collector, growing
 from metricsd.clock import Clock
 from metricsd.config import Tail as Settings
 from metricsd.growing import Found, Piece, Reader
@@ -335,7 +334,7 @@ class SharedFiles:
         """Take in what lies behind the checkpoint, a bounded number of chunks; return how far that went."""
         reader = Reader(handle, checkpoint, self._settings.line_bytes_max)
         done = NOTHING
-        with _without_gc():
+        with collector.held_off():
             for piece in reader.pieces():
                 done = both(done, ticked(self._take_piece(reader, piece, stored)))
                 self._chunks_left = max(self._chunks_left - 1, 0)
@@ -393,15 +392,3 @@ def _in_turn(paths: list[str], last: str) -> list[str]:
         return paths
     start = paths.index(last) + 1
     return paths[start:] + paths[:start]
-
-
-@contextlib.contextmanager
-def _without_gc() -> Iterator[None]:
-    """Hold the cycle collector off while a chunk is taken in: thousands of live tuples and no cycles."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

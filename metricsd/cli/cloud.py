@@ -10,13 +10,13 @@ import asyncio
 import json
 import resource
 import signal
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from metricsd.cli.cloud_options import database_option, json_option, open_backend
+from metricsd.cli.parts import Parts
 from metricsd.config import find_paths, load_config
 from metricsd.errors import UsageError
 
@@ -45,21 +45,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _PEM = click.Path(path_type=Path, dir_okay=False)
 
 
-class _Cloud(click.Group):
-    """The group, with its nouns imported on use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_NOUNS])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _NOUNS:
-            return super().get_command(ctx, cmd_name)
-        module, _, attribute = _NOUNS[cmd_name].partition(":")
-        found: click.Command = getattr(import_module(module), attribute)
-        return found
-
-
-@click.group(cls=_Cloud)
+@click.group(cls=Parts, parts=_NOUNS)
 def cloud() -> None:
     """Serve a cloud; make its tenants, tokens and policies."""
 

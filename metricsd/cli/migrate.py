@@ -9,12 +9,12 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
+from metricsd.cli.parts import Parts
 from metricsd.cli.table import text_table, write_json
 from metricsd.config import Paths, find_paths
 from metricsd.errors import EXIT_OK, UsageError
@@ -28,21 +28,7 @@ _COMMANDS = {
 _SIZE_STEP = 1024
 
 
-class _Migrate(click.Group):
-    """The group, with its commands imported on use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_COMMANDS])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return super().get_command(ctx, cmd_name)
-        module, _, attribute = _COMMANDS[cmd_name].partition(":")
-        found: click.Command = getattr(import_module(module), attribute)
-        return found
-
-
-@click.group(cls=_Migrate)
+@click.group(cls=Parts, parts=_COMMANDS)
 def migrate() -> None:
     """Bring in the history that older hooks, transcripts or an export left, with proof and a way back."""
 

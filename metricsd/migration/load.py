@@ -118,12 +118,6 @@ class StoreSink:
         added, changed = imports.digest(self._store, self._run)
         return f"{added.text()} {changed.text()}"
 
-    def missing(self) -> int:
-        """Return how many of the events that the run added are not in the store any more."""
-        sql = "SELECT coalesce(sum(events), 0) FROM import_part WHERE run = ?"
-        added = int(self._store.db.execute(sql, (self._run,)).fetchone()[0])
-        return added - imports.count_events(self._store, self._run)
-
     def close(self) -> None:
         """Empty the WAL if nobody reads, and close the store."""
         if self._store.is_open:
@@ -191,10 +185,6 @@ class DryRun:
     def digest(self) -> str:
         """Return nothing: nothing was stored."""
         return ""
-
-    def missing(self) -> int:
-        """Return nothing: nothing was stored."""
-        return 0
 
     def close(self) -> None:
         """Let go of the store."""

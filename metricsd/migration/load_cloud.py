@@ -58,7 +58,6 @@ RETRY_S_MAX = 600.0
 """How long a cloud may stay away before the run ends; it is resumed when the cloud is back."""
 PAUSE_S_MAX = 60.0
 RECORD_PASSES_MAX = 4
-IDS_PER_QUESTION = 10_000
 EPOCH = 1
 _BAD_BATCH = frozenset((400, 413, 422))
 _FACT = "cloud"
@@ -99,8 +98,6 @@ class _Reached(Struct, frozen=True):
     digest: tuple[int, int]
     """Rows, and the sum's high half; see `low`."""
     low: int = 0
-    refused: int = 0
-    """Events that the cloud would not take."""
 
 
 class CloudSink:
@@ -152,20 +149,6 @@ class CloudSink:
         """Return the digest of the events that the run brought."""
         return _digest_of(self._reached).text()
 
-    def missing(self) -> int:
-        """Return how many of the events that the run brought the cloud does not have."""
-        if self._runner is None:
-            self._runner = asyncio.Runner()
-        return self._runner.run(self.find_missing())
-
-    async def find_missing(self) -> int:
-        """Do what `missing` does, from within an event loop."""
-        client = await self._connected()
-        missing = 0
-        for ids in self._work.sent_ids(IDS_PER_QUESTION):
-            missing += len(ids) - len(await self._held(client, ids))
-        return missing - self._reached.refused
-
     def close(self) -> None:
         """Close the connection."""
         if self._runner is not None:
@@ -203,7 +186,6 @@ class CloudSink:
         high, low = divmod(total.total, 1 << 64)
         self._reached = _Reached(
             part.number, part.after, part.rules, size, self._reached.counts + counts, (total.rows, high), low,
-            self._reached.refused + len(refused),
         )  # fmt: skip
         self._work.note_fact(_FACT, msgspec.msgpack.encode(self._reached).hex())
         return Stored(counts, tuple(rejected), added.text())

@@ -404,10 +404,6 @@ class Sink(Protocol):
         """Return the digest of all that the run added to the target."""
         ...
 
-    def missing(self) -> int:
-        """Return how many of the events that the run added are not in the target, asked anew."""
-        ...
-
     def close(self) -> None:
         """Let go of the target."""
         ...

@@ -294,14 +294,6 @@ class Work:
                 "INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", [(key, part, had) for key, had in known.items()]
             )
 
-    def sent_ids(self, limit: int) -> Iterator[list[bytes]]:
-        """Yield the ids of all events that this run sent, in order, some at a time."""
-        last = b""
-        sql = "SELECT id FROM sent WHERE id > ? AND known = 0 ORDER BY id LIMIT ?"
-        while found := [row[0] for row in self._db.execute(sql, (last, limit))]:
-            yield found
-            last = found[-1]
-
     def begin_dry_run(self) -> None:
         """Forget what an earlier dry run saw."""
         self._db.execute("CREATE TABLE IF NOT EXISTS seen (id BLOB PRIMARY KEY) STRICT, WITHOUT ROWID")

@@ -115,12 +115,6 @@ def digest(store: Store, run: str) -> tuple[Digest, Digest]:
     return total
 
 
-def count_events(store: Store, run: str) -> int:
-    """Return how many events of a run are here."""
-    sql = "SELECT count(*) FROM event WHERE batch IN (SELECT id FROM term WHERE text >= ? AND text < ?)"
-    return int(store.db.execute(sql, (f"{run}.", f"{run}/")).fetchone()[0])
-
-
 def hooked_sessions(store: Store, app: str) -> frozenset[str]:
     """Return the sessions of an app whose tool calls hooks have captured. Reads every event: once a run."""
     return frozenset(row[0] for row in store.db.execute(_HOOKED, (app, Kind.TOOL_USED.value)) if row[0] is not None)
