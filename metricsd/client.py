@@ -1,9 +1,7 @@
-"""The wire's client: asks the cloud, and turns every way in which that can fail into one of our errors.
+"""The wire's client: asks the cloud; `outcomes` says what the answer means.
 
-Answers are decoded into the wire's structs here and nowhere else; whatever is not our protocol (a captive portal's
-page, a proxy's error) counts as an unreachable cloud. No redirect is followed, no token leaves over plain HTTP except
-to this machine itself, and every request has a deadline and a bound on its answer. It never retries: the engine
-plans that.
+No redirect is followed, no token leaves over plain HTTP except to this machine itself, and every request has a
+deadline and a bound on its answer. It never retries: the engine plans that.
 """
 
 from __future__ import annotations
@@ -11,12 +9,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ipaddress
-import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -30,17 +25,12 @@ from metricsd import __version__
 from metricsd.config import Sync
 from metricsd.errors import (
     AuthError,
-    CloudBusy,
-    CloudError,
-    CloudRefused,
     CloudUnreachable,
     ConfigError,
-    CursorExpired,
     Fault,
-    HistoryChanged,
-    StreamForked,
     UsageError,
 )
+from metricsd.outcomes import WAITING, Answer, decoded, is_json, not_ours, printable, refusal, unreachable
 from metricsd.protocol import (
     PREFIX,
     Capabilities,
@@ -53,7 +43,6 @@ from metricsd.protocol import (
     HelloReply,
     HelloRequest,
     PolicyReply,
-    Problem,
     PushEventsReply,
     PushRecords,
     PushRecordsReply,
@@ -68,10 +57,8 @@ COMPRESS_BYTES_MIN = 1024
 ZSTD_LEVEL = 1
 CONNECTIONS_MAX = 4
 EVENT_STREAM = "text/event-stream"
-_CAUSES_MAX = 16
 _ZSTD = "zstd"
 _GZIP = "gzip"
-_UNREACHABLE = "the events wait here and are sent when it is back"
 
 
 class ChangesPage(msgspec.Struct, kw_only=True):
@@ -81,14 +68,6 @@ class ChangesPage(msgspec.Struct, kw_only=True):
     cursor: str
     more: bool
     server_time: int
-
-
-class Answer(NamedTuple):
-    """An HTTP answer, read whole."""
-
-    status: int
-    headers: httpx.Headers
-    body: bytes
 
 
 def check_url(url: str) -> str:
@@ -183,9 +162,9 @@ class CloudClient:
         """Probe the cloud; raise CloudError when it is not there or not healthy."""
         answer = await self._ask("GET", "/healthz", None)
         if answer.status != HTTPStatus.OK:
-            raise _refusal(self.url, answer)
-        if not _is_json(answer):
-            raise _not_ours(self.url, answer)
+            raise refusal(self.url, answer)
+        if not is_json(answer):
+            raise not_ours(self.url, answer)
 
     async def enrol(self, name: str, parent: str | None = None) -> EnrolReply:
         """Make this installation a device, by an enrolment token or code; with `parent`, after a fork."""
@@ -248,7 +227,7 @@ class CloudClient:
         except TimeoutError as error:
             raise CloudUnreachable(f"{self.url} did not answer in time", Fault.TIMEOUT) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
-            raise _unreachable(self.url, error) from error
+            raise unreachable(self.url, error) from error
 
     async def policy(self) -> PolicyReply:
         """Return the tenant's conflict policy; raise CloudRefused (404) when it has none."""
@@ -266,16 +245,16 @@ class CloudClient:
         try:
             async with self._http.stream("GET", address, headers={"Accept": EVENT_STREAM}, timeout=timeout) as response:
                 if response.status_code != HTTPStatus.OK:
-                    raise _refusal(self.url, Answer(response.status_code, response.headers, await self._read(response)))
+                    raise refusal(self.url, Answer(response.status_code, response.headers, await self._read(response)))
                 if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
-                    raise _not_ours(self.url, Answer(response.status_code, response.headers, b""))
+                    raise not_ours(self.url, Answer(response.status_code, response.headers, b""))
                 yield response.aiter_bytes()
         except httpx.ReadTimeout as error:
             raise TimeoutError from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise _unreachable(self.url, error) from error
+            raise unreachable(self.url, error) from error
 
     async def _post(self, path: str, request: msgspec.Struct, reply: type[T]) -> T:
         return await self._fetch("POST", path, msgspec.json.encode(request), reply)
@@ -283,7 +262,7 @@ class CloudClient:
     async def _fetch(self, method: str, path: str, body: bytes | None, reply: type[T]) -> T:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        found = _decoded(self.url, await self._call(method, path, body), reply)
+        found = decoded(self.url, await self._call(method, path, body), reply)
         self.tally.add(loop.time() - began)
         return found
 
@@ -294,7 +273,7 @@ class CloudClient:
             self._encoding = _GZIP
             answer = await self._ask(method, PREFIX + path, body)
         if answer.status not in (HTTPStatus.OK, HTTPStatus.CREATED):
-            raise _refusal(self.url, answer)
+            raise refusal(self.url, answer)
         return answer
 
     async def _ask(self, method: str, path: str, body: bytes | None) -> Answer:
@@ -307,11 +286,9 @@ class CloudClient:
             ):
                 return Answer(response.status_code, response.headers, await self._read(response))
         except TimeoutError as error:
-            raise CloudUnreachable(
-                f"{self.url} did not answer within {limit:g} s: {_UNREACHABLE}", Fault.TIMEOUT
-            ) from error
+            raise CloudUnreachable(f"{self.url} did not answer within {limit:g} s: {WAITING}", Fault.TIMEOUT) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
-            raise _unreachable(self.url, error) from error
+            raise unreachable(self.url, error) from error
 
     async def _read(self, response: httpx.Response) -> bytes:
         parts: list[bytes] = []
@@ -340,7 +317,7 @@ def _certificate_of(found: Mapping[str, Any]) -> Certificate:
     """Return issuer and end of a peer's certificate in the form of `ssl.SSLSocket.getpeercert`."""
     names = {key: value for part in found.get("issuer", ()) for key, value in part}
     issuer = names.get("organizationName") or names.get("commonName") or "unknown"
-    return Certificate(_printable(str(issuer))[:200], _printable(str(found.get("notAfter", "unknown")))[:60])
+    return Certificate(printable(str(issuer))[:200], printable(str(found.get("notAfter", "unknown")))[:60])
 
 
 def _shown(parts: SplitResult) -> str:
@@ -366,151 +343,3 @@ def _tls(settings: Sync) -> ssl.SSLContext:
                 f"sync.ca_file: {settings.ca_file} cannot be used ({error}): it must be a readable PEM file"
             ) from error
     return context
-
-
-def _is_json(answer: Answer) -> bool:
-    kind = str(answer.headers.get("content-type", "")).partition(";")[0].strip().lower()
-    return kind == "application/json" or kind.endswith("+json")
-
-
-def _decoded(url: str, answer: Answer, kind: type[T]) -> T:
-    if not _is_json(answer):
-        raise _not_ours(url, answer)
-    try:
-        return msgspec.json.decode(answer.body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CloudUnreachable(
-            f"{url} answered with something else than metricsd's protocol ({error})", Fault.NOT_OURS
-        ) from error
-
-
-def _not_ours(url: str, answer: Answer) -> CloudError:
-    kind = _printable(answer.headers.get("content-type", "no content type").partition(";")[0])[:80]
-    return CloudUnreachable(
-        f"{url} answered {answer.status} with {kind}, which is not a metricsd cloud: "
-        "check the address, and whether this network wants you to log in first",
-        Fault.NOT_OURS,
-    )
-
-
-def _refusal(url: str, answer: Answer) -> CloudError:
-    """Return the error that an answer other than 200 stands for."""
-    problem = _problem(answer)
-    status = answer.status
-    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        return CloudUnreachable(
-            f"{url} answered with a redirect ({status}), which is not followed: "
-            "log in with the final address, or sign in to this network first",
-            Fault.NOT_OURS,
-        )
-    if status == HTTPStatus.TOO_MANY_REQUESTS or (
-        # A proxy whose server is gone says 503 too, but neither in our words nor with a time.
-        status == HTTPStatus.SERVICE_UNAVAILABLE and (problem or "retry-after" in answer.headers)
-    ):
-        said = _said(problem) if problem else HTTPStatus(status).phrase
-        return CloudBusy(f"{url} asks to slow down: {said}", _retry_after_s(answer, problem))
-    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return CloudUnreachable(f"{url}: the proxy wants a login (407): put it into HTTPS_PROXY", Fault.NOT_OURS)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return CloudUnreachable(f"{url} failed with {status}: {_UNREACHABLE}", Fault.SERVER)
-    if problem is None:
-        return _not_ours(url, answer)
-    said = _said(problem)
-    if status == HTTPStatus.FORBIDDEN and problem.code == "tenant_suspended":
-        return AuthError(
-            f"{url} lets nobody of this tenant in ({said}); what is here is kept: `metricsd sync --now` then"
-        )
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return AuthError(f"{url} does not accept this login ({said}): run `metricsd login {url}` with a new code")
-    if status == HTTPStatus.CONFLICT and problem.code == "stream_fork":
-        return StreamForked(f"{url}: {said}")
-    if status == HTTPStatus.GONE and problem.code == "cursor_expired":
-        return CursorExpired(f"{url}: {said}")
-    if status == HTTPStatus.GONE:
-        return HistoryChanged(f"{url}: {said}")
-    return CloudRefused(f"{url} refused the request: {said}", status, problem.code)
-
-
-def _said(problem: Problem) -> str:
-    return _printable(f"{problem.code}: {problem.detail or problem.title}")[:300]
-
-
-def _printable(text: str) -> str:
-    """Return the text without what could steer the terminal that shows it."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _problem(answer: Answer) -> Problem | None:
-    if not _is_json(answer):
-        return None
-    try:
-        return msgspec.json.decode(answer.body, type=Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-def _retry_after_s(answer: Answer, problem: Problem | None) -> float | None:
-    """Return the pause that the server asks for: seconds or an HTTP date (RFC 9110, 10.2.3), else the problem's own.
-
-    A date is compared with the answer's own Date, because this machine's clock may be wrong.
-    """
-    header = answer.headers.get("retry-after", "").strip()
-    if header.isdecimal() and len(header) < 10:
-        return float(header)
-    if header:
-        try:
-            until = parsedate_to_datetime(header)
-            dated = answer.headers.get("date")
-            start = parsedate_to_datetime(dated) if dated else datetime.now(UTC)
-            return max((until - start).total_seconds(), 0.0)
-        except (ValueError, TypeError):
-            return None
-    return problem.retry_after_s if problem else None
-
-
-def _unreachable(url: str, error: BaseException) -> CloudUnreachable:
-    """Return our error for a request that got no whole answer: the innermost cause that we know."""
-    known = [cause for link in _chain(error) if (cause := _cause(link))]
-    fault, sentence = known[-1] if known else (Fault.OTHER, (str(error) or type(error).__name__)[:200])
-    return CloudUnreachable(f"{url} cannot be reached: {sentence}: {_UNREACHABLE}", fault)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    waiting: list[BaseException] = [error]
-    for _ in range(_CAUSES_MAX):
-        if not waiting:
-            return
-        link = waiting.pop(0)
-        yield link
-        if isinstance(link, BaseExceptionGroup):
-            waiting.extend(link.exceptions)
-        inner = link.__cause__ or link.__context__
-        if inner is not None:
-            waiting.append(inner)
-
-
-def _cause(error: BaseException) -> tuple[Fault, str] | None:
-    match error:
-        case ssl.SSLCertVerificationError():
-            said = f"its TLS certificate is not trusted ({error.verify_message}); sync.ca_file adds an authority"
-            return Fault.TLS, said
-        case ssl.SSLError():
-            return Fault.TLS, f"the TLS handshake failed ({error.reason or error})"
-        case socket.gaierror():
-            return Fault.NAME, "its name cannot be resolved (no network, or a wrong host name)"
-        case ConnectionRefusedError():
-            return Fault.REFUSED, "the connection was refused (nothing listens there)"
-        case ConnectionResetError() | BrokenPipeError():
-            return Fault.RESET, "the connection was reset"
-        case httpx.ProxyError():
-            return Fault.REFUSED, f"the proxy failed ({error})"
-        case httpx.ConnectTimeout():
-            return Fault.TIMEOUT, "no connection within sync.connect_timeout_s"
-        case httpx.TimeoutException():
-            return Fault.TIMEOUT, "no answer in time"
-        case httpx.DecodingError():
-            return Fault.NOT_OURS, "its answer is damaged"
-        case httpx.RemoteProtocolError():
-            return Fault.RESET, "the connection was closed in the middle of an answer"
-        case _:
-            return None

@@ -979,8 +979,8 @@ MUTANTS = (
     Mutant(
         "a portal's page is an answer",
         "metricsd/client.py",
-        "        if not _is_json(answer):\n            raise _not_ours(self.url, answer)\n\n    async def enrol",
-        "        _not_ours(self.url, answer)\n\n    async def enrol",
+        "        if not is_json(answer):\n            raise not_ours(self.url, answer)\n\n    async def enrol",
+        "        not_ours(self.url, answer)\n\n    async def enrol",
         "tests/sync/test_client.py::test_a_portals_page_is_no_sign_of_life",
     ),
     Mutant(
