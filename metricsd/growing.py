@@ -22,7 +22,8 @@ from metricsd.store.sources import Checkpoint
 
 CHUNK_BYTES = 2 * 1024 * 1024
 HEAD_BYTES = 1024
-MARK_BYTES = 64
+MARK_BYTES = 4096
+"""Compared before the offset. Some lines of it: one line's end may be the same in every line."""
 SKIP_STEP_BYTES = 1024 * 1024
 SUFFIX = ".jsonl"
 OLDER_FOLDERS = ("sessions", "tool_metrics")

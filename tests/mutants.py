@@ -131,6 +131,13 @@ MUTANTS = (
         "tests/tail/test_shared.py::test_the_checkpoint_is_not_committed_before_its_rows",
     ),
     Mutant(
+        "one line's end is enough to trust a file",
+        "metricsd/growing.py",
+        "MARK_BYTES = 4096\n",
+        "MARK_BYTES = 64\n",
+        "tests/tail/test_follow.py::test_a_rewrite_behind_the_head_that_ends_alike_is_read",
+    ),
+    Mutant(
         "unlink before commit",
         "metricsd/tail.py",
         '        taken = self._take_split(captures)\n        crash_point("before_unlink")\n',

@@ -43,8 +43,8 @@ STEPS_SOAK = 80
 
 names = st.sampled_from(NAMES)
 some = st.integers(1, 4)
-# Around the sizes that matter to a reader: a mark of 64 bytes, a head of 1 KiB.
-paddings = st.sampled_from((0, 0, 7, 100, 1500))
+# Around the sizes that matter to a reader: a line's end, a head of 1 KiB, a mark of 4 KiB.
+paddings = st.sampled_from((0, 0, 7, 100, 1500, 4500))
 
 
 def nobody_can_read_the_code() -> bool:
