@@ -64,15 +64,16 @@ def gather(summary: Summary, *, now_us: int) -> dict[str, Any]:
 
 def render(found: dict[str, Any]) -> str:
     """Return the screen for people."""
+    from metricsd.cli.status_text import counted
     from metricsd.cli.table import clean, duration_text, percent_text
 
     lines = [f"{found['day']} ({clean(found['zone'])})"]
     if not found["events"] and not found["sessions"] and not found["tool_calls"]:
         return f"{lines[0]}\nnothing recorded yet today"
     lines.append(
-        f"sessions  {_count(found['sessions'])} began, {_count(found['prompts'])} prompts, {_count(found['turns'])} turns"
+        f"sessions  {_count(found['sessions'])} began, {counted(found['prompts'], 'prompt')}, {counted(found['turns'], 'turn')}"
     )
-    calls = f"tools     {_count(found['tool_calls'])} calls, {percent_text(found['error_rate'])} failed"
+    calls = f"tools     {counted(found['tool_calls'], 'call')}, {percent_text(found['error_rate'])} failed"
     lines.append(f"{calls}, half within {duration_text(found['p50_ms'])}, 95 % within {duration_text(found['p95_ms'])}")
     lines.append(f"lines     {_count(found['lines_added'])} added, {_count(found['lines_removed'])} removed")
     used = [f"{clean(use['name'] or '-')} {_count(use['calls'])}" for use in found["tools"][:TOOLS_SHOWN_MAX]]

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from metricsd.cli.table import csv_cell, text_table
+from metricsd.cli.today import render
 from metricsd.config import load_config
 from metricsd.identity import find_credentials
 from metricsd.store import events, records
@@ -236,7 +237,7 @@ def test_today_imports_nothing_heavy(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "1 calls" in done.stdout
+    assert "1 call, " in done.stdout
 
 
 def test_reports_read_while_another_program_writes(tmp_path: Path) -> None:
@@ -309,3 +310,12 @@ def test_a_project_that_travelled_as_a_hash_is_one_with_its_name(tmp_path: Path)
         store.close()
         assert {row["project"]: row["calls"] for row in rows(home, "projects")} == {"mine": 2, "h:unknown": 1}
         assert {row["tool"]: row["calls"] for row in rows(home, "tools")} == {"mcp__a__b": 3}
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "1 prompt, 1 turn"), (2, "2 prompts, 2 turns")])
+def test_today_counts_in_words(number: int, said: str) -> None:
+    """One is one."""
+    numbers = dict.fromkeys(("sessions", "prompts", "turns", "tool_calls", "lines_added", "lines_removed"), number)
+    found = {"day": "2026-01-05", "zone": "UTC", "events": 1, "error_rate": 0.0, "p50_ms": 1, "p95_ms": 1, "tools": []}
+    screen = render(found | numbers)
+    assert said in screen and f"{number} call{'' if number == 1 else 's'}, " in screen
