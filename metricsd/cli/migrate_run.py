@@ -285,7 +285,7 @@ def _targets(target: str) -> tuple[str, ...]:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
+    return None if path is None else os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - pathlib would keep `..`
 
 
 def _asks(as_json: bool) -> bool:
