@@ -111,9 +111,9 @@ class Governor:
         return self._watch.heard_at_s
 
     @property
-    def good_probes(self) -> int:
-        """How often the cloud has answered in a row."""
-        return self._watch.good_probes
+    def is_promising(self) -> bool:
+        """Whether the cloud has just answered well for the first time, and one more answer would prove it."""
+        return self._watch.is_promising
 
     @property
     def outage_s(self) -> float:

@@ -93,6 +93,7 @@ class CloudWatch:
         self._fine = 0
         self._asked = False
         self._frozen_until_s = -math.inf
+        self._last = Verdict.NEUTRAL
         self.good_probes = 0
         self.heard_at_s = -math.inf
         self.message = ""
@@ -102,6 +103,8 @@ class CloudWatch:
         frozen = self.is_frozen(outcome.at_s)
         if outcome.verdict is not Verdict.BAD or outcome.answers:
             self.heard_at_s = max(self.heard_at_s, outcome.at_s)
+        if outcome.verdict is not Verdict.BAD or not frozen:
+            self._last = outcome.verdict
         match outcome.verdict:
             case Verdict.AUTH:
                 self._refused = True
@@ -138,8 +141,13 @@ class CloudWatch:
 
     @property
     def is_suspect(self) -> bool:
-        """Return whether it failed at last, and not so that it is sure to be away."""
-        return not self._down and bool(self._window) and self._window[-1].verdict is Verdict.BAD
+        """Whether it failed at last, and not so that it is sure to be away. One that asks for patience has answered."""
+        return not self._down and self._last is Verdict.BAD
+
+    @property
+    def is_promising(self) -> bool:
+        """Whether its last answer was good, for the first time since it failed."""
+        return self._last is Verdict.GOOD and self.good_probes == 1
 
     @property
     def is_improving(self) -> bool:
@@ -156,6 +164,7 @@ class CloudWatch:
         self._window.clear()
         self._refused = self._down = self._asked = False
         self._unanswered = self._fine = self.good_probes = 0
+        self._last = Verdict.NEUTRAL
         self.message = ""
 
     def note_down(self, message: str) -> None:

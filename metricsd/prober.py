@@ -84,8 +84,8 @@ class Subject(Protocol):
         ...
 
     @property
-    def good_probes(self) -> int:
-        """How often it has answered in a row."""
+    def is_promising(self) -> bool:
+        """Whether it has just answered well for the first time."""
         ...
 
     def note(self, outcome: Outcome) -> None:
@@ -231,7 +231,7 @@ class Prober:
         if subject.is_cut_off:
             is_late = subject.outage_s >= self._settings.late_after_s
             pause_s = self._settings.probe_late_s if is_late else self._settings.probe_s
-            return self._last_s + (shortest_s if subject.good_probes == 1 else pause_s * self._pause_share) - now
+            return self._last_s + (shortest_s if subject.is_promising else pause_s * self._pause_share) - now
         return max(subject.heard_at_s, self._last_s, self._began_s) + self.quiet().after_s - now
 
     async def _probe(self) -> Kind | None:

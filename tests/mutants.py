@@ -1005,6 +1005,13 @@ MUTANTS = (
         "tests/failover/test_health.py::test_while_frozen_failures_are_not_counted_and_answers_are",
     ),
     Mutant(
+        "a cloud that asks for patience stays suspect",
+        "metricsd/health.py",
+        "        if outcome.verdict is not Verdict.BAD or not frozen:\n",
+        "        if outcome.verdict is not Verdict.NEUTRAL and not frozen:\n",
+        "tests/failover/test_prober.py::test_a_busy_cloud_is_not_probed_harder_for_what_came_before",
+    ),
+    Mutant(
         "a force ends with the process",
         "metricsd/modes.py",
         '        "forced": None if forced is None else {"mode": forced.mode.value, "until": forced.until_us},\n',

@@ -323,7 +323,7 @@ class Machine(RuleBasedStateMachine):
         if now.reason is Reason.BACKLOG:
             assert before.reason in OUTAGE and self.governor._backlog > SETTINGS.backlog_events
         if before.reason is Reason.UNREACHABLE and now.reason is Reason.SYNCED:
-            assert self.governor.good_probes >= 2 and self.governor._backlog <= SETTINGS.backlog_events
+            assert self.governor._watch.good_probes >= 2 and self.governor._backlog <= SETTINGS.backlog_events
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 5.0, 30.0, 700.0]))
     def wait(self, seconds: float) -> None:

@@ -241,6 +241,26 @@ async def test_being_busy_or_misconfigured_is_no_outage(world: World) -> None:
         assert world.mode is Mode.HYBRID
 
 
+async def test_a_busy_cloud_is_not_probed_harder_for_what_came_before(world: World) -> None:
+    """A cut connection, or one good answer after an outage, and then 429 for ten minutes: probes keep their usual pauses."""
+    await world.until_s(20.0)
+    world.error = CloudBusy("later", 60.0)
+    world.round(CloudUnreachable("reset", Fault.RESET))
+    await world.until_s(620.0)
+    assert [kind for _, kind in world.asked].count(Kind.FULL) == 1
+    assert len(world.asked) < 60
+    world.error = REFUSED
+    world.round(REFUSED)
+    await world.until_s(660.0)
+    world.error = None
+    while not world.governor.is_promising:
+        await world.until_s(world.now_s + 0.1)
+    world.error = CloudBusy("later", 60.0)
+    asked = len(world.asked)
+    await world.until_s(world.now_s + 300.0)
+    assert 60 <= len(world.asked) - asked <= 110
+
+
 async def test_while_store_and_cloud_fail_probes_find_the_way_back(world: World) -> None:
     """Nothing else goes out then: two good answers, and captures go straight to the cloud."""
     await world.until_s(10.0)
