@@ -1,6 +1,6 @@
 """One file that others append to: how it is recognised, and how it is cut into whole lines.
 
-A file is found by device and inode and trusted by two hashes, of its head and of the bytes just before the offset.
+A file is found by device and inode and trusted by two hashes, of its head and of what stands just before the offset.
 Lines are cut in bytes, at newline bytes alone, and memory stays bounded by one chunk or one line. A file is never
 written, renamed or truncated here.
 """
@@ -23,7 +23,7 @@ from metricsd.store.sources import Checkpoint
 CHUNK_BYTES = 2 * 1024 * 1024
 HEAD_BYTES = 1024
 MARK_BYTES = 4096
-"""Compared before the offset. Some lines of it: one line's end may be the same in every line."""
+"""Compared before the offset, or the whole last line if that is longer: many lines end alike, and short ones recur."""
 SKIP_STEP_BYTES = 1024 * 1024
 SUFFIX = ".jsonl"
 OLDER_FOLDERS = ("sessions", "tool_metrics")
@@ -196,7 +196,9 @@ class Reader:
         before = self.checkpoint
         offset = before.offset + piece.length
         head = os.pread(self._handle, min(offset, HEAD_BYTES), 0)
-        mark = os.pread(self._handle, min(offset, MARK_BYTES), max(offset - MARK_BYTES, 0))
+        last_line = len(piece.data) - piece.data.rfind(b"\n", 0, -1) - 1
+        mark_len = min(offset, max(MARK_BYTES, last_line))
+        mark = os.pread(self._handle, mark_len, offset - mark_len)
         return before._replace(
             head_len=len(head), head_hash=_hash(head), mark_len=len(mark), mark_hash=_hash(mark),
             offset=offset, lines=before.lines + piece.lines, occurrences=occurrences.pack(),

@@ -133,8 +133,8 @@ MUTANTS = (
     Mutant(
         "one line's end is enough to trust a file",
         "metricsd/growing.py",
-        "MARK_BYTES = 4096\n",
-        "MARK_BYTES = 64\n",
+        "max(MARK_BYTES, last_line)",
+        "MARK_BYTES",
         "tests/tail/test_follow.py::test_a_rewrite_behind_the_head_that_ends_alike_is_read",
     ),
     Mutant(

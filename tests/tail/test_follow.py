@@ -23,26 +23,28 @@ from tests.tail.conftest import Rig
 from tests.users import NOBODY, as_nobody
 
 
-def test_a_rewrite_behind_the_head_that_ends_alike_is_read(rig: Rig) -> None:
-    """Lines of one length that end alike: what stands before the offset is compared over more than one line's end."""
+@pytest.mark.parametrize(("padding", "twin"), [(100, False), (5000, False), (100, True)])
+def test_a_rewrite_behind_the_head_that_ends_alike_is_read(rig: Rig, padding: int, twin: bool) -> None:
+    """Lines of one length that end alike, short and long, and a last line that stays the very same."""
 
     def some(first: int, last: int) -> bytes:
         return b"".join(
-            rig.line(n, payload={"session_id": "s", "tool_name": "Read", "duration_ms": n, "z": "x" * 100})
+            rig.line(n, payload={"session_id": "s", "tool_name": "Read", "duration_ms": n, "z": "x" * padding})
             for n in range(first, last)
         )
 
-    path = rig.shared(some(10, 20))
+    end = some(99, 100) if twin else b""
+    path = rig.shared(some(10, 20) + end)
     rig.tick()
     kept = len(some(10, 16))
     assert kept > growing.HEAD_BYTES
     with path.open("r+b") as file:
         file.truncate(kept)
         file.seek(kept)
-        file.write(some(30, 60))
+        file.write(some(30, 34) + end + some(34, 60))
     rig.clock.advance(10)
     rig.tick()
-    assert sorted(rig.durations) == [*range(10, 20), *range(30, 60)]
+    assert sorted(rig.durations) == [*range(10, 20), *range(30, 60), *([99] if twin else [])]
 
 
 def lines(rig: Rig, first: int, last: int) -> bytes:

@@ -43,7 +43,7 @@ STEPS_SOAK = 80
 
 names = st.sampled_from(NAMES)
 some = st.integers(1, 4)
-# Around the sizes that matter to a reader: a line's end, a head of 1 KiB, a mark of 4 KiB.
+# Around the sizes that matter to a reader: a line's end, a head of 1 KiB, a mark of at least 4 KiB.
 paddings = st.sampled_from((0, 0, 7, 100, 1500, 4500))
 
 
