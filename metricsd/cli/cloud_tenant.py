@@ -71,9 +71,10 @@ def tenant_list(database: str | None, as_json: bool) -> None:
 @tenant.command("retain")
 @click.argument("name")
 @click.option("--days", type=click.IntRange(0, 36_500), required=True, help="0 keeps events for ever.")
+@click.option("--yes", is_flag=True, help="Go by the clocks here even where they may be wrong.")
 @database_option
 @json_option
-def tenant_retain(name: str, days: int, database: str | None, as_json: bool) -> None:
+def tenant_retain(name: str, days: int, yes: bool, database: str | None, as_json: bool) -> None:
     """Say for how many days a tenant's events are kept (PostgreSQL), and drop what is older."""
     from metricsd.cloud.access import Act
     from metricsd.cloud.pg_names import is_postgres
@@ -90,7 +91,7 @@ def tenant_retain(name: str, days: int, database: str | None, as_json: bool) -> 
                 actor=actor(), action="tenant.retention_set", tenant=name, subject=tenant.id,
                 at=SystemClock().now_us(), detail={"days": str(days)},
             )  # fmt: skip
-            return await backend.retain(tenant, days, act)
+            return await backend.retain(tenant, days, act, sure=yes)
         finally:
             await backend.close()
 

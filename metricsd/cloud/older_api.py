@@ -14,6 +14,7 @@ from typing import TypeVar
 from metricsd.clock import US_PER_MS, Clock
 from metricsd.cloud import older_reads
 from metricsd.cloud.backend import Backend, EventBatch, EventItem, RecordBatch, RecordItem, TenantStore, Token, Writer
+from metricsd.cloud.comparing import highest_stamp
 from metricsd.cloud.older_plans import Plan, Sessions
 from metricsd.cloud.older_reads import Known
 from metricsd.cloud.problems import Refused, busy
@@ -119,7 +120,7 @@ class CloudShelf:
             if result.status == "applied":
                 return
             if result.status != "conflict":
-                # A stamp of somebody's clock is ahead of ours by minutes: it passes.
+                # The clock was set back by more than minutes just now: it passes.
                 raise busy(f"the session cannot be changed now ({result.status})")
         raise busy("the session is being changed by others")
 
@@ -183,7 +184,8 @@ def _change(known: RecordState | None, edit: Edit, now_us: int, device: str) -> 
     if known is not None and known.stamp is not None:
         made.append(parse_stamp(known.stamp))
     mark = max(made, default=Stamp(0, 0, device))
-    stamp = next_stamp(mark, now_us // US_PER_MS, device).text()
+    # What was stamped by a clock that was years ahead then can be edited now: the revision says what came after what.
+    stamp = min(next_stamp(mark, now_us // US_PER_MS, device), highest_stamp(now_us, device)).text()
     base = None if known is None else known.rev
     if edit.delete:
         if known is not None and known.deleted:

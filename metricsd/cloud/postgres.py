@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
 
 import asyncpg
 
-from metricsd.clock import Clock, SystemClock
+from metricsd.clock import US_PER_S, Clock, SystemClock
 from metricsd.cloud.access import Act, Tenant
 from metricsd.cloud.backend import News
 from metricsd.cloud.pg_directory import PgDirectory
@@ -23,11 +24,11 @@ from metricsd.cloud.pg_meter import PgMeter
 from metricsd.cloud.pg_names import checked_url
 from metricsd.cloud.pg_news import read_news
 from metricsd.cloud.pg_pool import Pool
-from metricsd.cloud.pg_retention import Sweeper, drop_all
+from metricsd.cloud.pg_retention import Sweeper, drop_before, due_before
 from metricsd.cloud.pg_session import Session
 from metricsd.cloud.pg_tenant import PgTenant
 from metricsd.config import Cloud
-from metricsd.errors import SchemaStepFailed
+from metricsd.errors import SchemaStepFailed, UsageError
 
 SESSIONS_MAX = 1000
 """Tenants whose interned texts are remembered; each is some kilobytes, at most some megabytes."""
@@ -88,10 +89,20 @@ class PostgresBackend:
             )
         return told
 
-    async def retain(self, tenant: Tenant, days: int, act: Act) -> int:
-        """Keep a tenant's events for so many days from now on (0: for ever); return how many were dropped for it."""
+    async def retain(self, tenant: Tenant, days: int, act: Act, *, sure: bool = False) -> int:
+        """Keep a tenant's events for so many days from now on (0: for ever); return how many were dropped for it.
+
+        Raise UsageError, and change nothing, where clocks may be wrong by which events would go, unless one is `sure`.
+        """
+        session = self._session(tenant)
+        horizon, doubt = await due_before(session, days, act.at) if days else (0, None)
+        if doubt is not None and not sure:
+            raise UsageError(
+                f"nothing was changed, because a clock may be wrong: events from before {_day(horizon)} would go, and"
+                f" {doubt}; look at the clocks of this machine and of the database, and say --yes if they are right"
+            )
         await self.directory.set_retention(tenant, days, act)
-        return await drop_all(self._session(tenant), days, act.at) if days else 0
+        return await drop_before(session, horizon) if days else 0
 
     async def upgrade_control(self) -> None:
         """Bring the control schema up to date; raise UsageError for who may not."""
@@ -148,3 +159,7 @@ class PostgresBackend:
                 self._sessions.popitem(last=False)
         self._sessions.move_to_end(key)
         return known
+
+
+def _day(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us // US_PER_S, UTC).date().isoformat()
