@@ -154,11 +154,11 @@ def shared_line(number: int) -> str:
 
 
 WRITER = """
-import json, subprocess, sys
-capture, spool, first, stop = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-import os
+import json, os, subprocess, sys, time
+capture, spool, first, stop, rest = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], float(sys.argv[5])
 number = first
 while not os.path.exists(stop) and number < first + 1_000_000:
+    began = time.perf_counter()
     for _ in range(3):
         payload = {"session_id": f"s{number % 7}", "tool_name": "Bash", "tool_use_id": f"toolu_{number:08x}", "duration_ms": number}
         if number % 3 == 0:
@@ -169,6 +169,7 @@ while not os.path.exists(stop) and number < first + 1_000_000:
             os.write(handle, json.dumps(line).encode() + b"\\n")
             os.close(handle)
         number += 1
+    time.sleep(rest * (time.perf_counter() - began))
 print(number)
 """
 """Writes captures by the real hook and shared lines by single appends until the stop file exists; prints the next number."""
@@ -177,14 +178,15 @@ WRITER_SPAN = 1_000_000
 
 
 class Writers:
-    """Processes that write numbered events as fast as they can."""
+    """Processes that write numbered events, and rest `rest` times as long as they write: 0 is as fast as they can."""
 
-    def __init__(self, home: Home, count: int) -> None:
+    def __init__(self, home: Home, count: int, rest: float) -> None:
         self._stop = home.folder / "stop-writers"
         (home.spool / "new").mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", WRITER, str(CAPTURE), str(home.spool)]
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-c", WRITER, str(CAPTURE), str(home.spool), str(n * WRITER_SPAN), str(self._stop)],
+                [*command, str(n * WRITER_SPAN), str(self._stop), str(rest)],
                 stdout=subprocess.PIPE,
                 text=True,
                 env=home.environment,
