@@ -38,7 +38,9 @@ NOBODY = 65534
 STEPS_MIN = 2000
 EXAMPLES = 150
 STEPS = 40
-EXAMPLES_SOAK = 25_000
+RUNS_SOAK = 25
+EXAMPLES_SOAK = 1000
+"""Of one run: what was tried is kept until its end, so a single long run would fill the memory."""
 STEPS_SOAK = 80
 
 names = st.sampled_from(NAMES)
@@ -404,10 +406,11 @@ def test_two_thousand_random_steps_lose_nothing_and_double_nothing() -> None:
 @pytest.mark.timeout(0)
 def test_millions_of_random_steps_lose_nothing_and_double_nothing() -> None:
     """Histories that no run had before."""
-    run_state_machine_as_test(
-        Histories,
-        settings=settings(
-            max_examples=EXAMPLES_SOAK, stateful_step_count=STEPS_SOAK, database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )  # fmt: skip
+    for _ in range(RUNS_SOAK):
+        run_state_machine_as_test(
+            Histories,
+            settings=settings(
+                max_examples=EXAMPLES_SOAK, stateful_step_count=STEPS_SOAK, database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )  # fmt: skip
