@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from metricsd import import_batch
 from metricsd.clock import US_PER_MS, US_PER_S
 from metricsd.cloud.wiretext import revision_text
 from metricsd.hlc import MILLIS_MAX, Stamp, parse_stamp
@@ -110,6 +111,20 @@ def answer_missing(change: RecordChange, known: int | None, horizon: Horizon) ->
     return RecordResult(
         status="conflict", current=RecordState(type=change.type, id=change.id, rev=rev, device="", deleted=True)
     )
+
+
+def switches(kind: str, before: RecordState | None, after: Content) -> bool:
+    """Return whether other imported events count after a record became `after`."""
+    if kind != import_batch.TYPE:
+        return False
+    then = (False, None) if before is None else _covered(before.fields, deleted=before.deleted)
+    return then != _covered(after.fields, deleted=after.deleted)
+
+
+def _covered(fields: dict[str, FieldValue], *, deleted: bool) -> tuple[bool, FieldValue]:
+    """Return whether a record takes something out, and what, if it is a selection."""
+    inactive = import_batch.is_inactive(fields, deleted=deleted)
+    return inactive, fields.get(import_batch.ONLY) if inactive else None
 
 
 def is_own(record: RecordState, device_id: str) -> bool:

@@ -15,7 +15,7 @@ from metricsd.clock import US_PER_MS, Clock
 from metricsd.cloud import older_reads
 from metricsd.cloud.backend import Backend, EventBatch, EventItem, RecordBatch, RecordItem, TenantStore, Token, Writer
 from metricsd.cloud.comparing import highest_stamp
-from metricsd.cloud.older_plans import Plan, Sessions
+from metricsd.cloud.older_plans import Plan, Records
 from metricsd.cloud.older_reads import Known
 from metricsd.cloud.problems import Refused, busy
 from metricsd.hlc import Stamp, next_stamp, parse_stamp
@@ -172,7 +172,7 @@ def _item(event_id: EventId, event: Event) -> EventItem:
 
 
 def _record(record_id: str) -> Plan[RecordState | None]:
-    found = yield Sessions([record_id])
+    found = yield Records(SESSION, [record_id])
     state: RecordState | None = found.get(record_id)
     return state
 

@@ -2,6 +2,8 @@
 
 Change numbers become visible in their order, so what lies behind the mark is exactly what is not counted yet. One step
 is a bounded number of events in one transaction; a step that is repeated after a lost answer begins at the new mark.
+What adds up so cannot be taken back, because a session has its earliest and latest: when an import is retracted, or
+counts again, the mark says so in the record's own transaction, and the next look empties the sums and counts anew.
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from metricsd.cloud.older_plans import Ask, Many, Plan, Words
+from metricsd.cloud.older_retracted import retracted
 from metricsd.totals import COUNTED_MAX, bucket_of
 
 STEP = 5_000
 """Events of one step: some tens of milliseconds, for which other writers of the tenant wait."""
 FOLDS_MAX = 100
 """Steps that one request takes at most: half a million events, some seconds; the next request goes on there."""
+EMPTY_STEP = 20_000
+"""Rows of sums that one step removes before it counts anew."""
 HOUR_US = 3_600 * 1_000_000
 HOURS = 24
 TOOL_USED = "tool_used"
@@ -23,10 +28,11 @@ _ENDED = "session_ended"
 _COUNTED = {"session_started": 0, "prompt_submitted": 1, "turn_ended": 2, TOOL_USED: 3, "subagent_ended": 8}
 """Kind -> which of a session's numbers it adds to."""
 
-_THROUGH = "SELECT through FROM legacy_fold WHERE person = ?"
+_MARK = "SELECT through, stale FROM legacy_fold WHERE person = ?"
 _AHEAD = "SELECT 1 FROM event WHERE {person} = ? AND change > ? LIMIT 1"
 _EVENTS = f"""
-SELECT change, at, kind, app, session, tool, outcome, duration_ms, lines_added, lines_removed, branch, project, model
+SELECT change, at, kind, app, session, tool, outcome, duration_ms, lines_added, lines_removed, branch, project, model,
+    batch, id
 FROM event WHERE {{person}} = ? AND change > ? ORDER BY change LIMIT {STEP}
 """  # noqa: S608 - a constant
 _MOVE = """
@@ -64,27 +70,43 @@ ON CONFLICT (person, slot, kind) DO UPDATE SET n = h.n + excluded.n, failed = h.
 _PUT_CALL = "INSERT INTO legacy_call (person, session, change) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _ANEW = """
 INSERT INTO legacy_fold AS f (person, through, anew) VALUES (?, 0, 1)
-ON CONFLICT (person) DO UPDATE SET through = 0, anew = f.anew + 1
+ON CONFLICT (person) DO UPDATE SET through = 0, anew = f.anew + 1, stale = 0
 """
-_FORGET = ("legacy_session", "legacy_cell", "legacy_hour", "legacy_call")
+RECOUNT = "UPDATE legacy_fold SET stale = 1, anew = anew + 1 WHERE person = ?"
+_EMPTIED = "UPDATE legacy_fold SET through = 0, stale = 0 WHERE person = ?"
+_KEYS = {
+    "legacy_session": "person, session, app",
+    "legacy_cell": "person, day, kind, tool, bucket",
+    "legacy_hour": "person, slot, kind",
+    "legacy_call": "person, session, change",
+}
+_EMPTY = {
+    table: f"DELETE FROM {table} WHERE ({keys}) IN (SELECT {keys} FROM {table} WHERE person = ? LIMIT ?) RETURNING 1"  # noqa: S608
+    for table, keys in _KEYS.items()
+}
 
 
 def is_behind(person: int) -> Plan[bool]:
     """Return whether a user has events that are not counted yet."""
-    through = yield from _through(person)
-    return bool((yield Ask(_AHEAD, (person, through))))
+    through, stale = yield from _mark(person)
+    return stale or bool((yield Ask(_AHEAD, (person, through))))
 
 
 def fold(person: int) -> Plan[bool]:
     """Count the next events of a user; return whether there are more."""
-    through = yield from _through(person)
+    through, stale = yield from _mark(person)
+    if stale:
+        yield from _empty(person)
+        return True
     rows = yield Ask(_EVENTS, (person, through))
     if not rows:
         return False
     words = yield Words({row[2] for row in rows} | {row[6] for row in rows})
+    out = yield from retracted([(row[-1], row[-2]) for row in rows if row[-2] is not None])
     step = _Step(person)
     for row in rows:
-        step.count(row, words[row[2]], row[6] is not None and words[row[6]] != "ok")
+        if row[-1] not in out:
+            step.count(row[:-2], words[row[2]], row[6] is not None and words[row[6]] != "ok")
     yield Many(_PUT_SESSION, [(person, *key, *values) for key, values in step.sessions.items()])
     yield Many(_PUT_CELL, [(person, *key, *sums) for key, sums in step.cells.items()])
     yield Many(_PUT_HOUR, [(person, *key, *sums) for key, sums in step.hours.items()])
@@ -96,8 +118,18 @@ def fold(person: int) -> Plan[bool]:
 def forget(person: int) -> Plan[None]:
     """Count everything anew at the next look: events were taken back."""
     yield Many(_ANEW, [(person,)])
-    for table in _FORGET:
+    for table in _KEYS:
         yield Many(f"DELETE FROM {table} WHERE person = ?", [(person,)])  # noqa: S608 - constants
+
+
+def _empty(person: int) -> Plan[None]:
+    """Remove some of a user's sums; the mark says so in the transaction that finds no more of any kind."""
+    left = EMPTY_STEP
+    for sql in _EMPTY.values():
+        left -= len((yield Ask(sql, (person, left))))
+        if left <= 0:
+            return
+    yield Many(_EMPTIED, [(person,)])
 
 
 class _Step:
@@ -141,9 +173,10 @@ class _Step:
         known[8:] = [old + new for old, new in zip(known[8:], numbers, strict=True)]
 
 
-def _through(person: int) -> Plan[int]:
-    rows = yield Ask(_THROUGH, (person,))
-    return int(rows[0][0]) if rows else 0
+def _mark(person: int) -> Plan[tuple[int, bool]]:
+    """Return up to which change a user's events are counted, and whether the sums are to be made anew."""
+    rows = yield Ask(_MARK, (person,))
+    return (int(rows[0][0]), bool(rows[0][1])) if rows else (0, False)
 
 
 def _add(found: dict[Any, list[int]], key: Any, sums: Sequence[int]) -> None:

@@ -39,10 +39,20 @@ class Number(NamedTuple):
     text: str
 
 
-class Sessions(NamedTuple):
-    """Ids of session records; the answer is {id: RecordState}."""
+class Records(NamedTuple):
+    """Ids of this user's records of a type; the answer is {id: RecordState}."""
 
+    type: str
     ids: Sequence[str]
+
+
+class Between(NamedTuple):
+    """This user's next records of a type between two ids, both exclusive; the answer is a list of RecordState."""
+
+    type: str
+    after: str
+    before: str
+    limit: int
 
 
 class Events(NamedTuple):
@@ -55,7 +65,7 @@ class Head(NamedTuple):
     """The answer is the tenant's newest change number."""
 
 
-Question: TypeAlias = Ask | Many | Words | Number | Sessions | Events | Head
+Question: TypeAlias = Ask | Many | Words | Number | Records | Between | Events | Head
 Plan: TypeAlias = Generator[Question, Any, T]
 
 

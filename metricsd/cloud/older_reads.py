@@ -14,7 +14,7 @@ import msgspec
 
 from metricsd.analytics.baseline import baseline
 from metricsd.cloud.older_fold import HOURS, SESSION_COLUMNS
-from metricsd.cloud.older_plans import Ask, Events, Head, Many, Number, Plan, Sessions, Words, marks_of, texts_of
+from metricsd.cloud.older_plans import Ask, Events, Head, Many, Number, Plan, Records, Words, marks_of, texts_of
 from metricsd.legacy.kept import APP, CALL, SESSION, Call, Document, Figures, Kept, Session, SessionId, Wanted
 from metricsd.legacy.local_files import lasting
 from metricsd.legacy.session_form import start_of
@@ -199,7 +199,7 @@ def _sessions(person: int, rows: Sequence[Row], and_record_of: SessionId | None 
         keys.append(and_record_of)
     records: dict[str, RecordState] = {}
     for start in range(0, len(keys), KEYS_PER_QUERY):
-        records |= yield Sessions([key.record_id for key in keys[start : start + KEYS_PER_QUERY]])
+        records |= yield Records(SESSION, [key.record_id for key in keys[start : start + KEYS_PER_QUERY]])
     said = yield from _documents(person, SESSION, [key.id for key in keys])
     found = [
         Session(key, said.get(key.id, {}), fields, _total(key, row, words, fields))

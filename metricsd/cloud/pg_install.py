@@ -21,6 +21,8 @@ CONTROL_STEPS = load_steps("metricsd.cloud.schema.pg_control")
 TENANT_STEPS = load_steps("metricsd.cloud.schema.pg_tenant")
 TENANT_STEP_NEEDED = 1
 """The oldest step of a tenant's schema that this version serves; older ones are refused until they are brought up."""
+OLDER_API_STEP_NEEDED = 4
+"""The same for what it keeps for the older API: whoever is on an older one lacks that alone."""
 _INSTALL_LOCK = 0x6D657472_69637364
 _CONTROL_GRANTS = """
 GRANT USAGE ON SCHEMA {control} TO "{ingest}";

@@ -27,7 +27,11 @@ from metricsd.cloud.comparing import (
     is_ahead,
     is_foreign,
     merged,
+    switches,
 )
+from metricsd.cloud.older_fold import RECOUNT
+from metricsd.cloud.older_plans import numbered
+from metricsd.cloud.pg_install import OLDER_API_STEP_NEEDED
 from metricsd.cloud.pg_pool import Db
 from metricsd.cloud.pg_session import Head, Session, move_head, new_nonce
 from metricsd.cloud.positions import device_erased
@@ -41,6 +45,11 @@ _FIND = f"""
 SELECT {RECORD_COLUMNS} FROM record
 WHERE person = $1 AND (type, id) IN (SELECT type, id FROM unnest($2::text[], $3::bytea[]) AS asked (type, id))
 """  # noqa: S608 - constants
+_BETWEEN = f"""
+SELECT {RECORD_COLUMNS} FROM record WHERE person = $1 AND type = $2 AND id > $3 AND id < $4 ORDER BY id LIMIT $5
+"""  # noqa: S608 - constants
+_STEP = "SELECT step FROM head"
+_RECOUNT = numbered(RECOUNT)
 _PUT = """
 INSERT INTO record (person, type, id, change, nonce, device, fields, stamps, deleted, stamp, deleted_at)
 SELECT $1, type, id, change, $2, $3, fields, stamps, deleted, stamp, CASE WHEN deleted THEN $4::bigint END
@@ -76,6 +85,8 @@ class Batch:
         self.head = head
         self.change = head.change
         self.nonce = new_nonce()
+        self.switches = False
+        """Whether other imported events count than before."""
         self._place = place
         self._records = found
         self._new: dict[tuple[str, str], tuple[int, Content]] = {}
@@ -109,6 +120,9 @@ class Batch:
         place = self._place
         await db.execute(_PUT, place.person, self.nonce, place.device, place.now, *zip(*rows, strict=True))
         await move_head(db, self.head, self.change, self.nonce)
+        # A schema on an older step counts anew when it is brought up to date.
+        if self.switches and await db.fetchval(_STEP) >= OLDER_API_STEP_NEEDED:
+            await db.execute(_RECOUNT, place.person)
 
 
 async def push_records(session: Session, writer: Writer, batch: RecordBatch, now: int) -> list[RecordResult]:
@@ -156,6 +170,16 @@ async def find_records(
     return {(state.type, state.id): state for state in states}
 
 
+async def find_between(
+    session: Session, db: Db, person: int, between: tuple[str, str, str], limit: int
+) -> list[RecordState]:
+    """Return the first records of (type, after, before), both ids exclusive."""
+    kind, after, before = between
+    rows = await db.fetch(_BETWEEN, person, kind, after.encode(), before.encode(), limit)
+    texts = await session.terms.texts(db, {row[2] for row in rows})
+    return [record_state(row, texts) for row in rows]
+
+
 async def position(db: Db, text: str) -> int | None:
     """Return the change number of a cursor or revision; None when it is not of this history."""
     found = parse_revision(text)
@@ -190,7 +214,10 @@ async def _set(db: Db, work: Batch, device: str, change: RecordChange) -> Record
         answer = answer_on(current, change, content, device)
     elif asks_for_base(change):
         answer = answer_missing(change, await _base(db, work, change), await _horizon(db, work.head))
-    return answer or RecordResult(status="applied", rev=work.put(change.type, change.id, content))
+    if answer is not None:
+        return answer
+    work.switches |= switches(change.type, current, content)
+    return RecordResult(status="applied", rev=work.put(change.type, change.id, content))
 
 
 async def _base(db: Db, work: Batch, change: RecordChange) -> int | None:

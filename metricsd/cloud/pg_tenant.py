@@ -106,7 +106,7 @@ class PgTenant:
                     return await carry_out(make(person), self.session, db, person)
             async with self.session.writing() as (db, _):
                 await carry_out(fold(person), self.session, db, person)
-        raise busy("this user's history is being counted for the first time")
+        raise busy("this user's history is being counted")
 
     async def export(self, after: int, limit: int) -> list[Exported]:
         return await read_export(self.session, after, limit)

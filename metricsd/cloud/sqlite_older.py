@@ -5,10 +5,22 @@ from __future__ import annotations
 import sqlite3
 from typing import Any, TypeVar
 
-from metricsd.cloud.older_plans import Ask, Events, Head, Many, Number, Plan, Question, Sessions, Words, marks_of
+from metricsd.cloud.older_plans import (
+    Ask,
+    Between,
+    Events,
+    Head,
+    Many,
+    Number,
+    Plan,
+    Question,
+    Records,
+    Words,
+    marks_of,
+)
 from metricsd.cloud.sqlite_events import EVENT_COLUMNS, wire_event
 from metricsd.cloud.sqlite_file import Terms
-from metricsd.cloud.sqlite_records import find_record
+from metricsd.cloud.sqlite_records import find_between, find_record
 
 T = TypeVar("T")
 
@@ -39,9 +51,11 @@ def _answered(question: Question, db: sqlite3.Connection, terms: Terms, person: 
             return {number: terms.text_of(number) for number in numbers if number is not None}
         case Number(text):
             return terms.id_of(text) if learns else terms.find(text)
-        case Sessions(ids):
-            found = {one: find_record(db, terms, person, "session", one) for one in ids}
+        case Records(kind, ids):
+            found = {one: find_record(db, terms, person, kind, one) for one in ids}
             return {one: record for one, record in found.items() if record is not None}
+        case Between(kind, after, before, limit):
+            return find_between(db, terms, person, (kind, after, before), limit)
         case Head():
             return int(db.execute("SELECT change FROM counter").fetchone()[0])
         case Events(changes):

@@ -28,7 +28,9 @@ from metricsd.cloud.comparing import (
     is_ahead,
     is_foreign,
     merged,
+    switches,
 )
+from metricsd.cloud.older_fold import RECOUNT
 from metricsd.cloud.sqlite_file import Terms
 from metricsd.cloud.sqlite_group import Transaction
 from metricsd.cloud.wiretext import parse_revision, revision_text
@@ -36,6 +38,7 @@ from metricsd.protocol import RecordChange, RecordResult, RecordState
 
 RECORD_COLUMNS = "change, nonce, device, type, id, fields, stamps, deleted, stamp"
 _FIND = f"SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND type = ? AND id = ?"  # noqa: S608 - a constant
+_BETWEEN = f"SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND type = ? AND id > ? AND id < ? ORDER BY id LIMIT ?"  # noqa: S608
 _PUT = "INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXPIRE = f"""
 DELETE FROM record WHERE (user, type, id) IN
@@ -111,6 +114,13 @@ def find_record(db: sqlite3.Connection, terms: Terms, user: int, kind: str, reco
     return None if row is None else record_state(row, terms)
 
 
+def find_between(
+    db: sqlite3.Connection, terms: Terms, user: int, between: tuple[str, str, str], limit: int
+) -> list[RecordState]:
+    """Return the first records of (type, after, before), both ids exclusive."""
+    return [record_state(row, terms) for row in db.execute(_BETWEEN, (user, *between, limit))]
+
+
 def _set(transaction: Transaction, place: Place, change: RecordChange) -> RecordResult:
     if is_foreign(change, place.device):
         return RecordResult(status="rejected", reason="not_owner")
@@ -121,7 +131,11 @@ def _set(transaction: Transaction, place: Place, change: RecordChange) -> Record
         answer = answer_on(current, change, content, place.device)
     elif asks_for_base(change):
         answer = answer_missing(change, position(transaction.db, change.base_rev or ""), _horizon_nonce(transaction.db))
-    return answer or RecordResult(status="applied", rev=_put(transaction, place, change, content))
+    if answer is not None:
+        return answer
+    if switches(change.type, current, content):
+        transaction.db.execute(RECOUNT, (place.user,))
+    return RecordResult(status="applied", rev=_put(transaction, place, change, content))
 
 
 def _horizon_nonce(db: sqlite3.Connection) -> Horizon:

@@ -139,7 +139,7 @@ class SqliteTenant:
             if behind is None:
                 return found
             await self._count(behind)
-        raise busy("this user's history is being counted for the first time")
+        raise busy("this user's history is being counted")
 
     async def _count(self, person: int) -> None:
         def work(transaction: Transaction) -> bool:

@@ -12,8 +12,7 @@ follows from, and `rebuild` makes it anew. Functions that write run inside the c
 
 from __future__ import annotations
 
-import binascii
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -21,22 +20,18 @@ from typing import Any, TypeVar
 import msgspec
 
 from metricsd.conflict import Version
-from metricsd.ids import EVENT_ID_BYTES, EventId
+from metricsd.ids import EventId
+from metricsd.import_batch import ONLY, SELECTION, TYPE, base_of, is_inactive, named_by, selections_of
 from metricsd.store import rollups, state
 from metricsd.store.connection import Store
 from metricsd.store.scan import bounded
 
-TYPE = "import_batch"
-ACTIVE, ONLY = "active", "only"
-SELECTION = "!"
-"""Between a batch and the hash of a selection; no batch has it."""
 NAMED_MAX = 768
 """Events that one selection names: as base64 they fill a field of 16 KiB, which is all that the wire carries."""
 HASH_BYTES = 8
 RETRACTED_EVENTS = "retracted_events"
 """State key: how many of the events that are here do not count."""
 _IDS_PER_QUERY = 500
-_BEHIND = chr(ord(SELECTION) + 1)
 
 _COUNTED = f"""
 SELECT session, type, count(*), sum(coalesce(outcome, 0) != 0), sum({bounded("duration_ms")}),
@@ -72,17 +67,6 @@ _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 T = TypeVar("T")
 
 
-def base_of(name: str) -> str:
-    """Return the batch that a batch or a selection belongs to: what travels with an event."""
-    return name.partition(SELECTION)[0]
-
-
-def is_inactive(fields: Mapping[str, object], *, deleted: bool) -> bool:
-    """Return whether a record says that what it covers does not count; what is no flag says nothing."""
-    active = fields.get(ACTIVE)
-    return deleted or (isinstance(active, int | float) and active == 0)
-
-
 def selection_fields(ids: Sequence[EventId]) -> dict[str, str]:
     """Return what the record of a selection of these events says, besides whether it is active."""
     return {ONLY: b64encode(b"".join(sorted(ids))).decode()}
@@ -93,22 +77,9 @@ def selection_name(batch: str, ids: Sequence[EventId]) -> str:
     return batch + SELECTION + blake2b(b"".join(sorted(ids)), digest_size=HASH_BYTES).hexdigest()
 
 
-def named_by(fields: Mapping[str, object]) -> list[bytes]:
-    """Return the ids that a selection names; none for one that cannot be read, because it may come from anywhere."""
-    only = fields.get(ONLY)
-    try:
-        packed = b64decode(only, validate=True) if isinstance(only, str) else b""
-    except (binascii.Error, ValueError):
-        return []
-    if len(packed) % EVENT_ID_BYTES:
-        return []
-    return [packed[start : start + EVENT_ID_BYTES] for start in range(0, len(packed), EVENT_ID_BYTES)]
-
-
 def selections(store: Store, batch: str) -> Iterator[tuple[str, Mapping[str, object], bool]]:
     """Yield name, fields and whether it is inactive of each selection of a batch, in the order of their names."""
-    bounds = (batch + SELECTION, batch + _BEHIND)
-    for name, fields, deleted in store.db.execute(_SELECTIONS, (TYPE, *bounds)).fetchall():
+    for name, fields, deleted in store.db.execute(_SELECTIONS, (TYPE, *selections_of(batch))).fetchall():
         found = _decode_fields(fields)
         yield str(name), found, is_inactive(found, deleted=bool(deleted))
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from metricsd import import_batch
 from metricsd.ids import EVENT_ID_BYTES, EventId, user_uuid
-from metricsd.store import batches, legacy_extra, tool_metrics
+from metricsd.store import legacy_extra, tool_metrics
 from metricsd.store.befores import EXTRA_PREFIX, Before
 from metricsd.store.connection import Store
 
@@ -100,7 +101,7 @@ def choose(
                 continue
             if not _fits(choice, people, app, session, tool, at):
                 continue
-            found[EventId(event_id)] = batches.base_of(batch)
+            found[EventId(event_id)] = import_batch.base_of(batch)
             if kind in _ENDS and session is not None:
                 ended |= {session, f"{app}/{session}"}
     metrics = set()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from metricsd import import_batch
 from metricsd.crash import crash_point
 from metricsd.errors import StoreReplaced
 from metricsd.ids import EventId
@@ -29,7 +30,7 @@ from metricsd.store.legacy_extra import Extra
 from metricsd.store.quarantine import Reject
 from metricsd.store.suggestions import Suggestion
 
-TYPE = batches.TYPE
+TYPE = import_batch.TYPE
 IDS_PER_QUERY = 500
 
 _RUN = "SELECT part, position, kept, ledger FROM import_run WHERE run = ?"

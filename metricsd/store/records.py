@@ -15,6 +15,7 @@ from math import isfinite
 
 import msgspec
 
+from metricsd import import_batch
 from metricsd.conflict import Version as Version
 from metricsd.conflict import same as same
 from metricsd.errors import LineRejected
@@ -339,13 +340,13 @@ def _close(store: Store, record: Record, met: Met) -> None:
 
 def _put(store: Store, kind: str, record_id: str, record: Record) -> None:
     version = record.version
-    old = get(store, kind, record_id) if kind == batches.TYPE else None
+    old = get(store, kind, record_id) if kind == import_batch.TYPE else None
     values = (
         kind, record_id, _encode(version.fields).decode(), _encode(version.stamps).decode(), int(version.deleted),
         version.stamp, text_of(record.base) if record.base else None, record.rev, record.dirty, record.conflict,
         " ".join(record.sent) or None,
     )  # fmt: skip
     store.db.execute(_PUT, values)
-    if kind == batches.TYPE:
+    if kind == import_batch.TYPE:
         # Whatever changed it (a person, the cloud, a policy), the events that it covers follow at once.
         batches.changed(store, record_id, old.version if old is not None else None, version)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from metricsd import import_batch
 from metricsd.crash import crash_point
 from metricsd.errors import RollbackUnproven
 from metricsd.ids import EventId
@@ -107,7 +108,7 @@ def find(store: Store, rollback: str) -> str | None:
 
 def is_known(store: Store, run: str) -> bool:
     """Return whether anything of a run is here."""
-    named = store.db.execute(f"{_NAMED} LIMIT 1", (batches.TYPE, f"{run}.", f"{run}/")).fetchone()
+    named = store.db.execute(f"{_NAMED} LIMIT 1", (import_batch.TYPE, f"{run}.", f"{run}/")).fetchone()
     return named is not None or is_stored(store, run)
 
 
@@ -139,7 +140,7 @@ class _Rollback:
         self._progress = progress
         number = int(store.db.execute(_NUMBER, (wanted.run,)).fetchone()[0]) + 1
         self._id = f"{wanted.run}~{number}"
-        self._hidden = f"{batches.SELECTION}metrics{number}"
+        self._hidden = f"{import_batch.SELECTION}metrics{number}"
         self._people = sessions_of(store, wanted.choice.users) if wanted.choice is not None else None
         self._bases: set[str] = set()
         self._events = self._records = self._already = self._kept_count = 0
@@ -178,7 +179,7 @@ class _Rollback:
             return sorted(undone, reverse=_is_of_undo(self._store, wanted.undo))
         found = {row[0] for row in db.execute(_PARTS, (wanted.run, wanted.first_part)).fetchall()}
         # Of a run that went to the cloud alone, only its records came here, with a sync.
-        for (name,) in db.execute(_NAMED, (batches.TYPE, f"{wanted.run}.", f"{wanted.run}/")).fetchall():
+        for (name,) in db.execute(_NAMED, (import_batch.TYPE, f"{wanted.run}.", f"{wanted.run}/")).fetchall():
             number = name.removeprefix(f"{wanted.run}.")
             if number.isascii() and number.isdigit() and int(number) >= wanted.first_part:
                 found.add(int(number))
@@ -195,7 +196,7 @@ class _Rollback:
         batch = f"{wanted.run}.{part}"
         again = switching.by_batch(store, marked(store, (wanted.run, part), befores.BACK))
         if wanted.choice is None:
-            own: list[_Move] = [] if records.get(store, batches.TYPE, batch) is None else [(batch, None, False)]
+            own: list[_Move] = [] if records.get(store, import_batch.TYPE, batch) is None else [(batch, None, False)]
             return _Work(changes, [*own, *((one, ids, False) for one, ids in again)], None)
         brought = [*switching.members(store, batch), *(event_id for _, ids in again for event_id in ids)]
         chosen = choose(store, wanted.choice, self._people, (wanted.run, part), brought, changes)
@@ -281,8 +282,8 @@ class _Rollback:
         if not isinstance(batch, str):
             return
         # A selection of no events, of this rollback alone: so it can be taken back by itself.
-        name = batches.base_of(batch) + self._hidden
-        records.edit(self._store, batches.TYPE, name, {batches.ACTIVE: False, batches.ONLY: ""})
+        name = import_batch.base_of(batch) + self._hidden
+        records.edit(self._store, import_batch.TYPE, name, {import_batch.ACTIVE: False, import_batch.ONLY: ""})
         records.edit(self._store, one.type, one.id, {"batch": name})
 
     def _set(self, one: Before, now: Mapping[str, Any] | None) -> None:

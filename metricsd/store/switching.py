@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from metricsd import import_batch
 from metricsd.ids import EventId
 from metricsd.protocol import FieldValue
 from metricsd.store import batches, records
@@ -39,7 +40,7 @@ def counts(store: Store, batch: str) -> bool:
 
 def switch(store: Store, name: str, *, active: bool) -> None:
     """Let what a batch or a selection covers count, or not."""
-    records.edit(store, batches.TYPE, name, {batches.ACTIVE: active})
+    records.edit(store, import_batch.TYPE, name, {import_batch.ACTIVE: active})
 
 
 def leave_out(store: Store, batch: str, ids: Collection[EventId]) -> list[EventId]:
@@ -89,14 +90,13 @@ def reopen(store: Store, batch: str) -> None:
 
 def is_out(store: Store, batch: str) -> bool:
     """Return whether a whole batch does not count."""
-    record = records.get(store, batches.TYPE, batch)
-    return record is not None and batches.is_inactive(record.version.fields, deleted=record.version.deleted)
+    record = records.get(store, import_batch.TYPE, batch)
+    return record is not None and import_batch.is_inactive(record.version.fields, deleted=record.version.deleted)
 
 
 def _names(store: Store, batch: str) -> list[tuple[int, int]]:
     """Return the terms under which events of a batch are kept, and whether each does not count."""
-    bounds = (batch, batch + batches.SELECTION, batch + chr(ord(batches.SELECTION) + 1))
-    return list(store.db.execute(_NAMES, bounds))
+    return list(store.db.execute(_NAMES, (batch, *import_batch.selections_of(batch))))
 
 
 def _is_folded(store: Store, batch: str) -> bool:
@@ -105,8 +105,8 @@ def _is_folded(store: Store, batch: str) -> bool:
 
 def _exclude(store: Store, batch: str, ids: Sequence[EventId]) -> None:
     for some in _pieces(ids):
-        fields: dict[str, FieldValue] = {batches.ACTIVE: False, **batches.selection_fields(some)}
-        records.edit(store, batches.TYPE, batches.selection_name(batch, some), fields)
+        fields: dict[str, FieldValue] = {import_batch.ACTIVE: False, **batches.selection_fields(some)}
+        records.edit(store, import_batch.TYPE, batches.selection_name(batch, some), fields)
 
 
 def _pieces(ids: Sequence[EventId]) -> Iterator[Sequence[EventId]]:
@@ -122,5 +122,5 @@ def by_batch(store: Store, ids: Collection[EventId]) -> list[tuple[str, list[Eve
         some = wanted[start : start + 500]
         sql = f"SELECT id, batch FROM event WHERE batch IS NOT NULL AND id IN ({', '.join('?' * len(some))})"
         for event_id, term in store.db.execute(sql, some):
-            found.setdefault(batches.base_of(store.terms.name(term) or ""), []).append(EventId(event_id))
+            found.setdefault(import_batch.base_of(store.terms.name(term) or ""), []).append(EventId(event_id))
     return sorted(found.items())

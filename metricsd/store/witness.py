@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from metricsd import import_batch
 from metricsd.errors import RollbackUnproven
 from metricsd.store import batches, digests
 from metricsd.store.connection import Store
@@ -103,7 +104,7 @@ class Witness:
         sql = "SELECT type, id FROM temp.seen_address EXCEPT SELECT type, id FROM temp.planned LIMIT 10"
         problems += [f"{kind} {key}" for kind, key in db.execute(sql) if not self._may_switch(kind, key)]
         for old, new, _ in db.execute("SELECT old, new, n FROM temp.seen_event"):
-            bases = {batches.base_of(self._store.terms.name(term) or "") for term in (old, new)}
+            bases = {import_batch.base_of(self._store.terms.name(term) or "") for term in (old, new)}
             if len(bases) != 1 or not self._is_planned(*bases):
                 problems.append(f"events moved from {self._store.terms.name(old)} to {self._store.terms.name(new)}")
         problems += self._uneven_totals()
@@ -123,12 +124,12 @@ class Witness:
         return Proof(self._before.text(), after.text(), after.rows, changed)
 
     def _may_switch(self, kind: str, key: str) -> bool:
-        return kind == batches.TYPE and self._is_planned(batches.base_of(key))
+        return kind == import_batch.TYPE and self._is_planned(import_batch.base_of(key))
 
     def _uneven_totals(self) -> list[str]:
         sums: dict[tuple[str, str], list[int]] = {}
         for table, batch, *values in self._store.db.execute("SELECT * FROM temp.seen_total"):
-            base = batches.base_of(self._store.terms.name(batch) or "")
+            base = import_batch.base_of(self._store.terms.name(batch) or "")
             known = sums.setdefault((table, base), [0] * len(values))
             sums[table, base] = [a + b for a, b in zip(known, values, strict=True)]
         return [
@@ -142,10 +143,10 @@ class Witness:
         total = Digest()
         db = self._store.db
         for name, *values in db.execute(_REST_TOTALS):
-            if not self._is_planned(batches.base_of(name)):
+            if not self._is_planned(import_batch.base_of(name)):
                 total = total.plus(_one("totals", name, *values))
         for name, rows in db.execute(_REST_ROWS):
-            if not self._is_planned(batches.base_of(name)):
+            if not self._is_planned(import_batch.base_of(name)):
                 total = total.plus(_one("rows", name, rows))
         for kind, key, fields, deleted in db.execute(_REST_RECORDS):
             if not self._may_switch(kind, key):

@@ -14,9 +14,9 @@ from hashlib import blake2b
 
 from metricsd.config import Sync
 from metricsd.ids import EventId
+from metricsd.import_batch import base_of
 from metricsd.model import Event
 from metricsd.protocol import COUNTERS, RECORD_ID_BYTES_MAX, RecordChange, WireEvent
-from metricsd.store.batches import base_of
 from metricsd.store.counters import FIELDS, CounterRow
 from metricsd.store.records import Pending
 

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metricsd import import_batch
 from metricsd.ids import EventId
 from metricsd.protocol import FieldValue, RecordState
 from metricsd.store import batches, counters, events, records, retracted, state
@@ -126,10 +127,10 @@ def test_names_of_selections_follow_from_their_content() -> None:
     one, two = EventId(bytes(16)), EventId(bytes([1] * 16))
     assert batches.selection_name("r.1", [one, two]) == batches.selection_name("r.1", [two, one])
     assert batches.selection_name("r.1", [one]) != batches.selection_name("r.1", [two])
-    assert batches.named_by(batches.selection_fields([two, one])) == [one, two]
+    assert import_batch.named_by(batches.selection_fields([two, one])) == [one, two]
     full = batches.selection_fields([EventId(n.to_bytes(16, "big")) for n in range(batches.NAMED_MAX)])
     assert len(full["only"]) <= records.VALUE_BYTES_MAX
-    assert batches.base_of(batches.selection_name("r.1", [one])) == "r.1" == batches.base_of("r.1")
+    assert import_batch.base_of(batches.selection_name("r.1", [one])) == "r.1" == import_batch.base_of("r.1")
 
 
 def test_readers_take_back_what_the_counters_counted(tmp_path: Path) -> None:

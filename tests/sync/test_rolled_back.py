@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from metricsd import import_batch
 from metricsd.ids import EventId
 from metricsd.protocol import FieldValue
 from metricsd.store import batches, events, records, rollbacks
@@ -42,8 +43,8 @@ def cloud_counting(world: World) -> int:
     records_there: list[Any] = world._query(sql)
     for name, fields, deleted in records_there:
         found = json.loads(fields)
-        if batches.is_inactive(found, deleted=bool(deleted)):
-            inactive[str(name)] = set(batches.named_by(found))
+        if import_batch.is_inactive(found, deleted=bool(deleted)):
+            inactive[str(name)] = set(import_batch.named_by(found))
     rows: list[Any] = world._query("SELECT e.id, t.text FROM event AS e LEFT JOIN term AS t ON t.id = e.batch")
     return sum(
         batch not in inactive and not any(bytes(one) in named for named in inactive.values()) for one, batch in rows
