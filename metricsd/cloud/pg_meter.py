@@ -12,15 +12,14 @@ from collections.abc import Callable
 from metricsd.cloud.access import Tenant
 from metricsd.cloud.pg_control import ControlSchema
 from metricsd.cloud.pg_session import Session
-from metricsd.cloud.rate import Amount
+from metricsd.cloud.rate import Amount, kept_minutes
 
-MINUTES_KEPT = 2
 _SPEND = """
 INSERT INTO spent AS now (tenant, minute, requests, size) VALUES ($1, $2, $3, $4)
 ON CONFLICT (tenant, minute) DO UPDATE SET requests = now.requests + $3, size = now.size + $4
 RETURNING requests - $3, size - $4
 """
-_FORGET = "DELETE FROM spent WHERE minute < $1"
+_FORGET = "DELETE FROM spent WHERE minute NOT BETWEEN $1 AND $2"
 _SIZE = """
 SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relkind IN ('r', 'm')
@@ -38,10 +37,10 @@ class PgMeter:
     async def spend(self, tenant: Tenant, minute: int, amount: Amount) -> Amount:
         """Add to the sums and return what they were before."""
         async with self._control.request() as db:
-            if minute > self._minute:
-                await db.execute(_FORGET, minute - MINUTES_KEPT)
+            if minute != self._minute:
+                await db.execute(_FORGET, *kept_minutes(minute))
             before = await db.fetchrow(_SPEND, tenant.id, minute, *amount)
-        self._minute = max(self._minute, minute)
+        self._minute = minute
         return Amount(*before)
 
     async def stored_bytes(self, tenant: Tenant) -> int:

@@ -17,6 +17,9 @@ from metricsd.cloud.problems import Refused, refuse
 from metricsd.config import Cloud
 
 MINUTE_US = 60 * US_PER_S
+MINUTES_KEPT = 2
+MINUTES_AHEAD = 24 * 60
+"""Sums of later minutes are of a clock that was wrong; other processes' clocks may be ahead by less."""
 PARTS = 50
 """A process takes a fiftieth of a minute's allowance at a time: few writes, and little lost in idle processes."""
 SPREAD_S = 5.0
@@ -114,6 +117,11 @@ class Rates:
         return refuse(
             429, "rate_limited", f"this tenant has used its {bound} of this minute", limit=limit, retry_after_s=wait_s
         )
+
+
+def kept_minutes(minute: int) -> tuple[int, int]:
+    """Return the first and the last minute whose sums are kept when it is this one. Pure."""
+    return minute - MINUTES_KEPT, minute + MINUTES_AHEAD
 
 
 def missing(left: _Left, need: Amount, limit: Amount) -> Amount:

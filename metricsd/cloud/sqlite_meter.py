@@ -14,12 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metricsd.cloud.access import Tenant
-from metricsd.cloud.rate import Amount
+from metricsd.cloud.rate import Amount, kept_minutes
 from metricsd.cloud.sqlite_file import as_refusal
 
 FILE_NAME = "rate.db"
 BUSY_TIMEOUT_S = 2.0
-MINUTES_KEPT = 2
 _SETUP = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = OFF",
@@ -75,9 +74,9 @@ class SqliteMeter:
         db = self._db
         if db is None:
             db = self._db = self._connect()
-        if minute > self._minute:
+        if minute != self._minute:
             self._minute = minute
-            db.execute("DELETE FROM spent WHERE minute < ?", (minute - MINUTES_KEPT,))
+            db.execute("DELETE FROM spent WHERE minute NOT BETWEEN ? AND ?", kept_minutes(minute))
         return Amount(*db.execute(_SPEND, (tenant, minute, *amount)).fetchall()[0])
 
     def _connect(self) -> sqlite3.Connection:

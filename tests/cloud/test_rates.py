@@ -197,7 +197,7 @@ async def test_old_minutes_go(meter: SqliteMeter, tmp_path: Path) -> None:
 
 
 def rate_minutes_kept() -> int:
-    from metricsd.cloud.sqlite_meter import MINUTES_KEPT
+    from metricsd.cloud.rate import MINUTES_KEPT
 
     return MINUTES_KEPT + 1
 

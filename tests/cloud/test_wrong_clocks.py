@@ -6,6 +6,7 @@ On SQLite nothing ever goes by its age but tombstones; retention, which PostgreS
 from __future__ import annotations
 
 from metricsd.cloud.access import Scope
+from metricsd.cloud.rate import Amount
 from metricsd.hlc import Stamp
 from tests.cloud.support import CloudUnderTest, Device, Json, event, statuses
 from tests.fakes import FakeClock
@@ -65,3 +66,16 @@ async def test_the_older_api_goes_on_after_it(cloud: CloudUnderTest, clock: Fake
     assert (await client.data("GET", "analytics/sessions/s-1"))["productivity_score"] == 54
     await client.data("DELETE", "sessions/s-1")
     assert (await client.ask("GET", "sessions/s-1")).status_code == 404
+
+
+async def test_sums_of_minutes_are_forgotten_after_it(cloud: CloudUnderTest) -> None:
+    """Those of the far future at once, and those of later minutes as ever: they do not pile up until that time."""
+    await cloud.tenant()
+    [tenant] = await cloud.backend.directory.list_tenants()
+
+    async def spent(minute: int) -> int:
+        return (await cloud.backend.meter.spend(tenant, minute, Amount(1, 0))).requests
+
+    far = 10 * 365 * 1440
+    assert [await spent(minute) for minute in (far, 7, 7, 12)] == [0, 0, 1, 0]
+    assert (await spent(12), await spent(7), await spent(far)) == (1, 0, 0)
