@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
-from metricsd.analytics.baseline import baseline
+from metricsd.analytics.baseline import DEFAULT, baseline
 from metricsd.clock import Clock
 from metricsd.config import Config, Paths
 from metricsd.decode.older_hooks import APP, TOOL_LINE
@@ -43,10 +43,11 @@ from metricsd.legacy.kept import (
 from metricsd.legacy.local_files import lasting
 from metricsd.legacy_journal import Journal, Waiting
 from metricsd.model import Event, Kind
-from metricsd.store import legacy_extra, older_api, outbox, records, session_totals, state
+from metricsd.store import legacy_extra, older_api, outbox, records, state
 from metricsd.store.connection import Store, wal_of
 from metricsd.store.events import Identified
 from metricsd.store.ingest import Beside, Taken
+from metricsd.store.remembered import Remembered
 from metricsd.store.sessions import TYPE
 from metricsd.store.suggestions import Suggestion
 from metricsd.store.summary import DAY_MAX, Summary, reading
@@ -63,6 +64,8 @@ GROUP_MAX = 256
 JOURNAL_GROUP = 1000
 READERS = 2
 ANSWERS_KEPT = 16
+DAYS_WARM = 30
+"""Days that are read when the daemon starts, before anybody asks, and remembered."""
 SETTLED_NS = 50_000_000
 """A file that changed less than this ago may change again without looking different."""
 FILE_BYTES_MAX = 1024 * 1024
@@ -122,6 +125,7 @@ class LocalShelf:
         self._writing: asyncio.Task[None] | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="legacy-read")
         self._figures: dict[tuple[int, bool, int, tuple[int, ...]], Figures] = {}
+        self._remembered = Remembered()
 
     async def loop(self) -> None:
         """Take in what waits for the store, as soon as it can be used, for ever."""
@@ -131,9 +135,16 @@ class LocalShelf:
                 with contextlib.suppress(StoreUnavailable):
                     await self._run(older_api.prepare, self._keeper.store)
                     is_prepared = True
+                if is_prepared:
+                    await self._warm()
             if not self._journal.is_empty and self._keeper.trouble is None:
                 await self._take_waiting()
             await self._clock.sleep(self._config.store.check_s)
+
+    async def _warm(self) -> None:
+        """Read the sessions of the last days before anybody asks; whoever asks hears of a store that cannot be read."""
+        with contextlib.suppress(StoreError):
+            await self.figures(DAYS_WARM, uses=False)
 
     async def write(self, writes: Writes) -> None:
         """Store it with whatever else waits; a call that the store cannot take now is written beside it."""
@@ -162,7 +173,7 @@ class LocalShelf:
         key = None if mark is None else (days, uses, self._keeper.store.days.of(now_us), mark)
         found = self._figures.get(key) if key is not None else None
         if found is None:
-            found = await self._read(partial(_figures, days=days, now_us=now_us, uses=uses))
+            found = await self._read(partial(_figures, self._remembered, days=days, now_us=now_us, uses=uses))
             if key is not None and self._mark() == mark:
                 if len(self._figures) >= ANSWERS_KEPT:
                     self._figures.clear()
@@ -347,16 +358,20 @@ def _calls(summary: Summary, session: str) -> list[Call]:
     return sorted(found, key=lambda call: call.event.at)
 
 
-def _figures(summary: Summary, days: int, now_us: int, *, uses: bool) -> Figures:
+def _figures(remembered: Remembered, summary: Summary, *, days: int, now_us: int, uses: bool) -> Figures:
     today = summary.days.of(now_us)
-    window = (max(today - days + 1, 0), DAY_MAX)
-    since_us = summary.days.start_us(window[0])
-    newest = session_totals.read(summary, since_us=min(since_us, older_api.newest_since_us(summary)))
+    first = max(today - days + 1, 0)
+    if uses:
+        window = (first, DAY_MAX)
+        used = summary.cells("kind", "tool", "bucket", days=window)
+        return Figures([], [], used, summary.hours(window), DEFAULT, summary.days.of, today)
+    since_us = summary.days.start_us(first)
+    newest = remembered.sessions(summary, min(since_us, older_api.newest_since_us(summary)))
     return Figures(
         sessions=[one for one in newest if one.last_at >= since_us],
-        cells=summary.cells("day", "kind", "tool", days=window),
-        uses=summary.cells("kind", "tool", "bucket", days=window) if uses else [],
-        hours=summary.hours(window) if uses else [],
+        cells=remembered.cells(summary, first),
+        uses=[],
+        hours=[],
         usual=baseline(lasting(newest)),
         day_of=summary.days.of,
         today=today,

@@ -612,6 +612,27 @@ MUTANTS = (
         "tests/legacy/test_local_writes.py::test_figures_are_remembered_until_something_is_written",
     ),
     Mutant(
+        "what was remembered of sessions is told after they changed",
+        "metricsd/store/remembered.py",
+        "        known = self._pages.get(page)\n        if known is not None and mark is not None and known.mark == mark:",
+        "        known = self._pages.get(page)\n        if known is not None and mark is not None:",
+        "tests/analytics/test_remembered.py::test_whoever_writes_moves_the_marks",
+    ),
+    Mutant(
+        "what was remembered of a day is told after it changed",
+        "metricsd/store/remembered.py",
+        "self._days[day][:2] == (mark, summary.retracted)",
+        "self._days[day].without == summary.retracted",
+        "tests/analytics/test_remembered.py::test_whoever_writes_moves_the_marks",
+    ),
+    Mutant(
+        "a session that changes leaves its page's mark",
+        "metricsd/store/schema/0009_add_change_marks.sql",
+        "AFTER UPDATE ON session_counters",
+        "AFTER UPDATE OF started_at ON session_counters",
+        "tests/analytics/test_remembered.py::test_whoever_writes_moves_the_marks",
+    ),
+    Mutant(
         "what was noted of a session before a span is forgotten",
         "metricsd/store/session_totals.py",
         "        if one not in written:\n",

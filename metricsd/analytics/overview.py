@@ -6,6 +6,7 @@ Put together from the other figures and nothing else. Correction: the older serv
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from metricsd.analytics import tools
@@ -20,6 +21,8 @@ from metricsd.analytics.trends import DAYS_PER_WEEK, Change, DayTrend, daily_tre
 from metricsd.analytics.velocity import velocity
 from metricsd.totals import Cell, HourCell, SessionTotal
 
+SCORES_KEPT = 8192
+"""Scores that are remembered: about two months of a busy person's sessions."""
 Calendar = Callable[[int], int]
 """Microseconds UTC -> the user's local day."""
 
@@ -115,7 +118,13 @@ def tools_by_day(cells: Iterable[Cell]) -> dict[int, set[str]]:
 
 
 def _scores(sessions: Iterable[SessionTotal], day_of: Calendar, usual: Baseline) -> list[tuple[int, float]]:
-    return [(day_of(one.started_at), percent_score(one, usual)) for one in sessions]
+    return [(day_of(one.started_at), _score(one, usual)) for one in sessions]
+
+
+@lru_cache(SCORES_KEPT)
+def _score(session: SessionTotal, usual: Baseline) -> float:
+    """Return a session's score. A dashboard asks again and again for thousands, of which one has changed."""
+    return percent_score(session, usual)
 
 
 def _is_in_week(cell: Cell, today: int) -> bool:

@@ -27,8 +27,9 @@ class Velocity(NamedTuple):
 
 def hours_of(session: SessionTotal) -> float:
     """Return a session's length in hours, up to its end or its last event."""
-    until = session.last_at if session.ended_at is None else session.ended_at
-    return max(until - session.started_at, 0) / US_PER_HOUR
+    ended, began = session.ended_at, session.started_at
+    until = session.last_at if ended is None else ended
+    return (until - began) / US_PER_HOUR if until > began else 0.0
 
 
 def lines_of(session: SessionTotal) -> int:
@@ -39,8 +40,8 @@ def lines_of(session: SessionTotal) -> int:
 def velocity_of(session: SessionTotal) -> Velocity:
     """Return one session's velocity."""
     hours = hours_of(session)
-    over = max(hours, HOURS_MIN)
-    return Velocity(session.tool_calls / over, lines_of(session) / over, hours)
+    over = hours if hours > HOURS_MIN else HOURS_MIN
+    return Velocity(session.tool_calls / over, (session.lines_added + session.lines_removed) / over, hours)
 
 
 def velocity(sessions: Iterable[SessionTotal]) -> Velocity:

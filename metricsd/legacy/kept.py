@@ -96,8 +96,8 @@ class Call(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What analytics are made of, of some days until today: sessions that were active, cells by day, kind and tool, and
-    where they were asked for `uses`, cells by kind, tool and bucket, and hours."""
+    """What analytics are made of, of some days until today: sessions that were active and cells by day, kind and tool, or
+    where `uses` were asked for, cells by kind, tool and bucket, and hours."""
 
     sessions: Sequence[SessionTotal]
     cells: Sequence[Cell]

@@ -43,6 +43,18 @@ _ACTIVE = f"""{_COUNTERS} AND c.session IN (
         AND n.app = substr(r.value, 1, instr(r.value, '/') - 1)) ORDER BY c.session
 """
 """All rows of a session of which one device was active, or of which somebody noted that it was."""
+_OF_PAGE = f"""
+SELECT p.*, r.fields FROM ({_COUNTERS} AND c.session >= ? AND c.session < ?) AS p
+LEFT JOIN record AS r ON r.type = 'session' AND r.deleted = 0 AND r.id = p.app || '/' || p.session_id
+ORDER BY p.session
+"""
+_ACTIVE_PAGES = "SELECT DISTINCT session >> ? FROM session_counters WHERE max(last_at, coalesce(end_at, 0)) >= ?"
+_RECENT_NOTES = """
+SELECT r.id, r.fields, s.id >> ? FROM record AS r LEFT JOIN session AS s
+ON s.app = substr(r.id, 1, instr(r.id, '/') - 1) AND s.session_id = substr(r.id, instr(r.id, '/') + 1)
+WHERE r.type = 'session' AND r.deleted = 0
+AND max(coalesce(json_extract(r.fields, '$.started_at'), 0), coalesce(json_extract(r.fields, '$.ended_at'), 0)) >= ?
+"""
 _ROW = "SELECT id FROM session WHERE app = ? AND session_id = ?"
 _NOTED = """
 SELECT id, fields, max(coalesce(json_extract(fields, '$.started_at'), 0), coalesce(json_extract(fields, '$.ended_at'), 0))
@@ -65,8 +77,14 @@ AND NOT EXISTS (SELECT 1 FROM session_counters AS c WHERE c.session = s.id AND c
 """
 _HASHED = ("h:", "custom:")
 _TIMES, _TEXTS = ("started_at", "ended_at"), ("end_reason", "project", "branch")
+_BESIDE_START = frozenset(
+    ("ended_at", "project", "branch", "description", "tags", "score", "focus_time_ms", "interruptions_count")
+)
+"""Fields of a note that tell something of a session whose start an event tells."""
 _AT_MAX = 253_402_300_799_999_999
 """The last microsecond of the year 9999: later times cannot be shown."""
+PAGE_BITS = 6
+"""A page is 64 sessions by their rows' numbers, as in the table session_mark."""
 SCORE_MAX = 100
 """Of a score set by hand."""
 _FOREVER_US = 2**62
@@ -114,8 +132,8 @@ def read(summary: Summary, *, since_us: int = 0, address: Address | None = None)
     notes: dict[str, Values] = {}
     for record_id, fields, is_recent in summary.db.execute(_NOTED, (since_us,)):
         written[record_id] = fields
-        if is_recent and _noted_until(noted := _object(fields)) >= since_us:
-            notes[record_id] = noted
+        if is_recent and _noted_until(note := _object(fields)) >= since_us:
+            notes[record_id] = note
     groups: dict[str, list[Row]] = {}
     for rows in _rows(summary, since_us, list(notes)):
         app, session_id = rows[0][1], rows[0][2]
@@ -131,8 +149,53 @@ def read(summary: Summary, *, since_us: int = 0, address: Address | None = None)
     for one, fields in notes.items():
         if one not in found and "started_at" in fields:
             found[one] = _noted(one, fields)
+    return finished(summary, found, since_us)
+
+
+def active_pages(summary: Summary, since_us: int) -> set[int]:
+    """Return the pages of the sessions of which an event says that they were active since a time."""
+    if summary.db is None:
+        return set()
+    return {page for (page,) in summary.db.execute(_ACTIVE_PAGES, (PAGE_BITS, since_us))}
+
+
+def of_page(summary: Summary, page: int) -> dict[str, SessionTotal]:
+    """Return the sessions of a page of which events tell, by their records' ids, before `finished`."""
+    if summary.db is None:
+        return {}
+    bounds = (page << PAGE_BITS, (page + 1) << PAGE_BITS)
+    read_rows = [row for row in summary.db.execute(_OF_PAGE, bounds) if row[0] not in summary.deleted]
+    back = retracted.read(summary.db, {row[0] for row in read_rows})
+    found = {}
+    for session, group in groupby(read_rows, key=itemgetter(0)):
+        noted = list(group)
+        rows, fields = [row[:-1] for row in noted], noted[0][-1]
+        if session in back:
+            rows = _without(rows, back[session])
+            if sum(row[-1] for row in rows) <= 0:
+                continue
+        found[f"{rows[0][1]}/{rows[0][2]}"] = _combined(rows, None if fields is None else _object(fields))
+    return found
+
+
+def recent_notes(summary: Summary, since_us: int) -> tuple[dict[str, str], frozenset[int]]:
+    """Return the notes that may say of a session that it was active since a time, by record, and those sessions' pages."""
+    if summary.db is None:
+        return {}, frozenset()
+    rows = summary.db.execute(_RECENT_NOTES, (PAGE_BITS, since_us)).fetchall()
+    return {record_id: text for record_id, text, _ in rows}, frozenset(page for *_, page in rows if page is not None)
+
+
+def of_note(record_id: str, text: str) -> SessionTotal | None:
+    """Return a session that no event tells of; None when its note does not say that it began."""
+    fields = _object(text)
+    return _noted(record_id, fields) if "started_at" in fields else None
+
+
+def finished(summary: Summary, found: dict[str, SessionTotal], since_us: int) -> list[SessionTotal]:
+    """Return sessions with the calls that arrived added up, those that were active since a time, the newest first."""
     _add_metrics(summary, found)
-    recent = (one for one in found.values() if one.last_at >= since_us)
+    recent = [one for one in found.values() if one.last_at >= since_us]
     return sorted(recent, key=lambda one: (-one.started_at, one.app, one.id))
 
 
@@ -245,6 +308,8 @@ def _added(rows: list[Row]) -> SessionTotal:
 
 def _with_notes(one: SessionTotal, noted: Values, *, told: bool) -> SessionTotal:
     """Return a session with what was noted of it; with `told` an event tells its start."""
+    if told and _BESIDE_START.isdisjoint(noted):
+        return one
     last_at, ended_at, reason = one.last_at, one.ended_at, one.end_reason
     if noted.get("ended_at") is not None and (ended_at is None or reason == INFERRED):
         ended_at, reason = noted["ended_at"], noted.get("end_reason")

@@ -20,7 +20,7 @@ from metricsd.store.scan import Window
 from metricsd.totals import COUNTED_MAX, Cell, HourCell, bucket_of
 
 READ_TIMEOUT_S = 2.0
-SCHEMA_MIN = 8
+SCHEMA_MIN = 9
 """The step that made the tables which are read here."""
 TOOL_USED = "tool_used"
 DAY_MAX = 2_932_880
@@ -138,15 +138,16 @@ class Summary:
         """Whether the totals are kept in the reader's zone, and so can be read as they are."""
         return self._stored.name == self.days.name
 
-    def cells(self, *by: str, days: tuple[int, int] = ALL_DAYS) -> list[Cell]:
+    def cells(self, *by: str, days: tuple[int, int] = ALL_DAYS, kept: list[Cell] | None = None) -> list[Cell]:
         """Return the totals by these dimensions of Cell, of local days from first to last, added-up calls too.
 
-        Several cells may have the same dimensions: they add up.
+        Several cells may have the same dimensions: they add up. `kept` is what `kept_cells` would say now, for somebody
+        who has remembered it.
         """
         if self._db is None:
             return []
         if self.stored_here:
-            found = self._kept(self._db, by, days)
+            found = self._kept(self._db, by, days, kept)
         else:
             found = self._counted(self._db, by, days, self.days)
             if self._folded(self._db):
@@ -154,6 +155,16 @@ class Summary:
                 found.extend(self._kept(self._db, by, days))
                 found.extend(map(_negative, self._counted(self._db, by, days, self._stored)))
         return found + self._arrived(by, days)
+
+    def kept_cells(self, *by: str, days: tuple[int, int] = ALL_DAYS) -> list[Cell]:
+        """Return what the tables of totals say, in the zone they are kept in; of deleted sessions too.
+
+        With days they are in the order of days, and each day's are the same as long as its mark is.
+        """
+        if self._db is None:
+            return []
+        is_named = "tool" in by or "project" in by
+        return self._of_names(self._db, by, days) if is_named else self._of_days(self._db, by, days)
 
     def scanned(self, *by: str, days: tuple[int, int] = ALL_DAYS) -> list[Cell]:
         """Return the same by reading every event: what `cells` must add up to, but for what retention dropped."""
@@ -206,9 +217,11 @@ class Summary:
         calendar = calendar or self.days
         return Window(calendar.start_us(days[0]), calendar.start_us(days[1] + 1))
 
-    def _kept(self, db: sqlite3.Connection, by: Sequence[str], days: tuple[int, int]) -> list[Cell]:
+    def _kept(
+        self, db: sqlite3.Connection, by: Sequence[str], days: tuple[int, int], kept: list[Cell] | None = None
+    ) -> list[Cell]:
         """Return what the totals say, less what was deleted."""
-        found = self._of_names(db, by, days) if "tool" in by or "project" in by else self._of_days(db, by, days)
+        found = self.kept_cells(*by, days=days) if kept is None else kept
         if self.deleted:
             found.extend(map(_negative, self._summed(self._events_of_deleted(db, days), by, days, self._stored)))
         return found

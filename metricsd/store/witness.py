@@ -33,6 +33,8 @@ FREE = frozenset(
         "rollback_before",
         "rollback_events",
         "conflict_log",
+        "day_mark",
+        "session_mark",
         "sqlite_sequence",
     )
 )

@@ -52,7 +52,11 @@ DROP INDEX legacy_extra_who; DROP INDEX legacy_extra_began;
 ALTER TABLE legacy_extra DROP COLUMN who; ALTER TABLE legacy_extra DROP COLUMN began;
 DROP TABLE import_run; DROP TABLE import_part; DROP TABLE import_before;
 DROP TABLE retracted_batch; DROP TABLE retracted_total;
-DROP TABLE rollback; DROP TABLE rollback_before; DROP TABLE rollback_events; DROP TABLE import_mark; PRAGMA user_version = 3
+DROP TABLE rollback; DROP TABLE rollback_before; DROP TABLE rollback_events; DROP TABLE import_mark;
+DROP TRIGGER session_added;
+DROP TRIGGER session_counters_added; DROP TRIGGER session_counters_changed; DROP TRIGGER session_counters_dropped;
+DROP TRIGGER session_record_added; DROP TRIGGER session_record_changed; DROP TRIGGER session_record_dropped;
+DROP TABLE day_mark; DROP TABLE session_mark; PRAGMA user_version = 3
 """
 """Makes a store what it was before the steps of totals and of session times."""
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacific/Apia")
@@ -254,6 +258,12 @@ def test_an_older_stores_totals_are_made_from_what_is_there(tmp_path: Path, monk
         with reading(path, days=days_in("Asia/Kolkata")) as summary:
             compare(summary, ALL_DAYS)
             assert sum(cell.failed for cell in summary.hours()) == 4
+            assert summary.db is not None
+            for said, marked in (
+                ("SELECT DISTINCT day FROM rollup ORDER BY 1", "SELECT day FROM day_mark ORDER BY 1"),
+                ("VALUES (-1), (0)", "SELECT page FROM session_mark ORDER BY 1"),
+            ):
+                assert summary.db.execute(marked).fetchall() == summary.db.execute(said).fetchall()
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -271,6 +271,18 @@ async def test_times_are_read_as_recorded(tmp_path: Path) -> None:
             assert (answer.status, answer.document["error"]) == (400, wrong), text
 
 
+async def test_the_last_days_are_read_before_anybody_asks(tmp_path: Path) -> None:
+    """The first answer after a start costs no more than one after a write."""
+    settings = {"METRICSD_LEGACY_LISTEN": "127.0.0.1:3002", "METRICSD_STORE_CHECK_S": "0.02"}
+    async with local_api(tmp_path / "home", settings=settings) as local:
+        await local.data("POST", "hooks/tool-usage", {"sessionId": "t", "toolName": "Read"})
+        loop = asyncio.create_task(local.shelf.loop())
+        async with asyncio.timeout(20):
+            while not local.shelf._remembered._pages:
+                await asyncio.sleep(0)
+        loop.cancel()
+
+
 @pytest.mark.parametrize("listen", ["", "127.0.0.1:3002"])
 async def test_only_a_home_that_serves_the_api_pays_for_the_index_of_its_calls(tmp_path: Path, listen: str) -> None:
     """It is a tenth of a store's bytes."""

@@ -25,7 +25,7 @@ from tests.keeping import Kept, kept_home, pages_of, ruin
 EVENTS = 400
 FROM_EVENTS = {
     "event", "session", "event_type", "term", "device", "session_counters", "rollup", "day_total", "hour_total",
-    "folded_batch", "retracted_batch", "retracted_total", "source", "state",
+    "folded_batch", "retracted_batch", "retracted_total", "source", "state", "day_mark", "session_mark",
 }  # fmt: skip
 """Rebuilt row by row as events come in, read again (source), or taken over one by one (state)."""
 HOWS = (b"\xa5", b"\0", b"\x0d\0\0\1")
