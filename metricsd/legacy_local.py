@@ -129,22 +129,26 @@ class LocalShelf:
 
     async def loop(self) -> None:
         """Take in what waits for the store, as soon as it can be used, for ever."""
-        is_prepared = not self._config.legacy.listen
+        is_prepared = is_warm = not self._config.legacy.listen
         while True:
             if not is_prepared and self._keeper.trouble is None:
                 with contextlib.suppress(StoreUnavailable):
                     await self._run(older_api.prepare, self._keeper.store)
                     is_prepared = True
-                if is_prepared:
-                    await self._warm()
             if not self._journal.is_empty and self._keeper.trouble is None:
                 await self._take_waiting()
+            if is_prepared and not is_warm:
+                await self._warm()
+                is_warm = True
             await self._clock.sleep(self._config.store.check_s)
 
     async def _warm(self) -> None:
-        """Read the sessions of the last days before anybody asks; whoever asks hears of a store that cannot be read."""
-        with contextlib.suppress(StoreError):
+        """Read the sessions of the last days before anybody asks."""
+        try:
             await self.figures(DAYS_WARM, uses=False)
+        except Exception as error:
+            # Only time is lost by it; whoever asks is told, and the daemon goes on.
+            log.info("legacy.not_warmed", reason=str(error))
 
     async def write(self, writes: Writes) -> None:
         """Store it with whatever else waits; a call that the store cannot take now is written beside it."""

@@ -494,7 +494,7 @@ MUTANTS = (
     Mutant(
         "events do not say what time it is in the cloud",
         "metricsd/cloud/pg_retention.py",
-        "        if look.is_settled() and await _is_current(db, now):\n",
+        "        if look.is_settled() and await _is_there(db, _IS_DUE, horizon) and await _is_current(db, now):\n",
         "        if look.is_settled():\n",
         f"{POSTGRES}_retention.py::test_both_clocks_years_ahead_drop_nothing_while_events_say_otherwise",
     ),
@@ -621,8 +621,8 @@ MUTANTS = (
     Mutant(
         "what was remembered of a day is told after it changed",
         "metricsd/store/remembered.py",
-        "self._days[day][:2] == (mark, summary.retracted)",
-        "self._days[day].without == summary.retracted",
+        "known[day][:2] == (mark, summary.retracted)",
+        "known[day].without == summary.retracted",
         "tests/analytics/test_remembered.py::test_whoever_writes_moves_the_marks",
     ),
     Mutant(
@@ -1087,6 +1087,34 @@ MUTANTS = (
         "        if outcome.verdict is not Verdict.BAD or not frozen:\n",
         "        if outcome.verdict is not Verdict.NEUTRAL and not frozen:\n",
         "tests/failover/test_prober.py::test_a_busy_cloud_is_not_probed_harder_for_what_came_before",
+    ),
+    Mutant(
+        "a search for retention reads the whole table",
+        "metricsd/cloud/pg_retention.py",
+        '"SET LOCAL enable_seqscan = off"',
+        '"SET LOCAL enable_seqscan = on"',
+        "tests/cloud/test_postgres_retention.py::test_an_old_range_is_found_without_reading_everything",
+    ),
+    Mutant(
+        "what came back as events is counted with what was dropped",
+        "metricsd/store/damaged.py",
+        "            _take_away(totals, row[:7], row[7:])\n",
+        "            _take_away({}, row[:7], row[7:])\n",
+        "tests/store/test_salvage.py::test_totals_of_what_retention_dropped_come_back_once",
+    ),
+    Mutant(
+        "a cloud forgets which imports are out",
+        "metricsd/cloud/sqlite_records.py",
+        " AND type != '{import_batch.TYPE}'",
+        "",
+        "tests/cloud/test_tombstones.py::test_what_takes_an_import_out_is_kept_for_ever",
+    ),
+    Mutant(
+        "notes are remembered without a bound",
+        "metricsd/store/remembered.py",
+        " or sum(len(notes.texts) for _, notes in spans) > NOTES_MAX:",
+        ":",
+        "tests/analytics/test_remembered.py::test_the_newest_spans_notes_are_remembered",
     ),
     Mutant(
         "a force ends with the process",

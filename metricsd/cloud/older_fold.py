@@ -75,13 +75,14 @@ ON CONFLICT (person) DO UPDATE SET through = 0, anew = f.anew + 1, stale = 0
 RECOUNT = "UPDATE legacy_fold SET stale = 1, anew = anew + 1 WHERE person = ?"
 _EMPTIED = "UPDATE legacy_fold SET through = 0, stale = 0 WHERE person = ?"
 _KEYS = {
-    "legacy_session": "person, session, app",
-    "legacy_cell": "person, day, kind, tool, bucket",
-    "legacy_hour": "person, slot, kind",
-    "legacy_call": "person, session, change",
+    "legacy_session": "session, app",
+    "legacy_cell": "day, kind, tool, bucket",
+    "legacy_hour": "slot, kind",
+    "legacy_call": "session, change",
 }
 _EMPTY = {
-    table: f"DELETE FROM {table} WHERE ({keys}) IN (SELECT {keys} FROM {table} WHERE person = ? LIMIT ?) RETURNING 1"  # noqa: S608
+    table: f"DELETE FROM {table} WHERE person = ? AND ({keys}) IN "  # noqa: S608 - constants
+    f"(SELECT {keys} FROM {table} WHERE person = ? LIMIT ?) RETURNING 1"
     for table, keys in _KEYS.items()
 }
 
@@ -126,7 +127,7 @@ def _empty(person: int) -> Plan[None]:
     """Remove some of a user's sums; the mark says so in the transaction that finds no more of any kind."""
     left = EMPTY_STEP
     for sql in _EMPTY.values():
-        left -= len((yield Ask(sql, (person, left))))
+        left -= len((yield Ask(sql, (person, person, left))))
         if left <= 0:
             return
     yield Many(_EMPTIED, [(person,)])

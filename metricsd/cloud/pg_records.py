@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricsd import import_batch
 from metricsd.cloud.backend import RecordBatch, Writer
 from metricsd.cloud.comparing import (
     DAY_US,
@@ -62,7 +63,8 @@ ON CONFLICT (person, type, id) DO UPDATE SET change = excluded.change, nonce = e
 _EXPIRE = f"""
 WITH gone AS (
     DELETE FROM record WHERE (person, type, id) IN (
-        SELECT person, type, id FROM record WHERE deleted_at < $1 ORDER BY deleted_at LIMIT {EXPIRED_MAX}
+        SELECT person, type, id FROM record WHERE deleted_at < $1 AND type != '{import_batch.TYPE}'
+        ORDER BY deleted_at LIMIT {EXPIRED_MAX}
     ) RETURNING change
 )
 SELECT max(change) FROM gone
@@ -149,7 +151,10 @@ async def push_records(session: Session, writer: Writer, batch: RecordBatch, now
 
 
 async def expire(db: Db, head: Head, now: int) -> Head:
-    """Clear away tombstones that are older than TOMBSTONE_DAYS, and note up to which change."""
+    """Clear away tombstones that are older than TOMBSTONE_DAYS, and note up to which change.
+
+    Not those of imports: what they take out would count again.
+    """
     gone = await db.fetchval(_EXPIRE, now - TOMBSTONE_DAYS * DAY_US)
     if gone is None or gone <= head.horizon:
         return head

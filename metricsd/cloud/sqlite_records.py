@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricsd import import_batch
 from metricsd.cloud.backend import RecordBatch, Writer
 from metricsd.cloud.comparing import (
     DAY_US,
@@ -41,8 +42,9 @@ _FIND = f"SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND type = ? AND id
 _BETWEEN = f"SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND type = ? AND id > ? AND id < ? ORDER BY id LIMIT ?"  # noqa: S608
 _PUT = "INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXPIRE = f"""
-DELETE FROM record WHERE (user, type, id) IN
-    (SELECT user, type, id FROM record WHERE deleted_at < ? ORDER BY deleted_at LIMIT {EXPIRED_MAX})
+DELETE FROM record WHERE (user, type, id) IN (
+    SELECT user, type, id FROM record WHERE deleted_at < ? AND type != '{import_batch.TYPE}'
+    ORDER BY deleted_at LIMIT {EXPIRED_MAX})
 RETURNING change
 """  # noqa: S608 - a constant
 _NONCE = "SELECT last, nonce FROM change_log WHERE first <= ? ORDER BY first DESC LIMIT 1"
@@ -73,7 +75,10 @@ def push_records(transaction: Transaction, writer: Writer, batch: RecordBatch, n
 
 
 def expire(db: sqlite3.Connection, now: int) -> None:
-    """Clear away tombstones that are older than TOMBSTONE_DAYS, and note up to which change."""
+    """Clear away tombstones that are older than TOMBSTONE_DAYS, and note up to which change.
+
+    Not those of imports: what they take out would count again.
+    """
     gone = [row[0] for row in db.execute(_EXPIRE, (now - TOMBSTONE_DAYS * DAY_US,))]
     if gone:
         db.execute("UPDATE horizon SET change = max(change, ?)", (max(gone),))

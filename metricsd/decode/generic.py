@@ -26,13 +26,19 @@ def decode_generic(payload: Payload, app: str, event: str, at_us: int, repositor
     if payload.cwd is None:
         roots = read_part(_roots, payload.workspace_roots)
         payload.cwd = roots[0] if roots else None
-    return decode_event(payload, clean_name(app), clean_name(event), rule_of(event), at_us, repositories)
+    return decode_event(payload, app_name(app), clean_name(event), rule_of(event), at_us, repositories)
 
 
 @lru_cache(maxsize=1024)
 def rule_of(event: str) -> EventRule:
     """Return the rule for an event name, with its first letter in either case."""
     return EVENTS.get(event[:1].upper() + event[1:], UNKNOWN)
+
+
+@lru_cache(maxsize=1024)
+def app_name(text: str) -> str:
+    """Return the name of an app as it is kept: a session is known as `app/id`, so the app has no slash."""
+    return clean_name(text).replace("/", "-")
 
 
 @lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -35,6 +35,7 @@ _AT_MAX = 253_402_300_799_999_999
 _FOLD_BEFORE = "fold_before_us"
 
 _Row = tuple[Any, ...]
+_K = TypeVar("_K", bound=tuple[int, ...])
 
 _EVENTS = f"SELECT {events.COLUMNS} FROM event WHERE pos BETWEEN ? AND ? ORDER BY pos LIMIT {ROWS_PER_READ}"
 _BY_ID = "SELECT {} FROM {} WHERE id BETWEEN ? AND ? ORDER BY id LIMIT " + str(ROWS_PER_READ)
@@ -61,6 +62,7 @@ WHERE conflict IS NOT NULL AND conflict NOT IN (SELECT id FROM conflict_log WHER
 _COUNTERS = f"SELECT session, device, {', '.join(counters.FIELDS)} FROM session_counters ORDER BY session, device"
 _TOTALS_COLUMNS = "day, device, type, tool, project, batch, bucket, n, failed, duration_ms, lines_added, lines_removed"
 _TOTALS = f"SELECT {_TOTALS_COLUMNS} FROM rollup ORDER BY day"
+_HOURS = "SELECT day, hour, device, type, batch, n, failed FROM hour_total ORDER BY day, hour"
 _PUT_COUNTERS = f"""
 INSERT OR IGNORE INTO session_counters (session, device, {", ".join(counters.FIELDS)})
 VALUES ({", ".join("?" * (2 + len(counters.FIELDS)))})
@@ -261,23 +263,43 @@ class Damaged:
             store.db.execute(_PUT_COUNTERS, (store.terms.session(*known), row, started_at, last_at, *values))
 
     def _pour_folded(self, store: Store) -> None:
-        """Add the totals of the days whose events retention has dropped, to a store that has no past of its own."""
+        """Add the totals of what retention has dropped: of the days before, less what came back as events.
+
+        The day on which retention stopped stays as its events tell it: what is missing of it may come from the cloud.
+        """
         before = self._int(_FOLD_BEFORE)
         if not before:
             return
-        own_row = events.own_device(store)
+        first_kept = store.days.of(before)
         totals: dict[rollups.Key, rollups.Totals] = {}
         for day, device, kind, tool, project, batch, bucket, *values in self._all(_TOTALS):
-            words, owner = self._types.get(kind), self._devices.get(device)
-            if words is None or owner is None or day >= store.days.of(before):
-                continue
-            is_ours = owner.device_id in ("", events.device_id_of(store, own_row))
-            row = own_row if is_ours else events.device_row(store, owner.device_id, own=owner.own)
-            texts = [self._terms.get(number, "") if number else "" for number in (tool, project, batch)]
-            numbers = [store.terms.text(text) if text else 0 for text in texts]
-            key = (day, row, store.terms.type(*words), numbers[0], numbers[1], numbers[2], bucket)
-            totals[key] = values
-        rollups.add(store, totals, {})
+            numbers = self._numbers(store, device, kind, tool, project, batch)
+            if numbers is not None and day < first_kept:
+                totals[day, *numbers, bucket] = values
+        hours: rollups.Hours = {}
+        for day, hour, device, kind, batch, *values in self._all(_HOURS):
+            numbers = self._numbers(store, device, kind, 0, 0, batch)
+            if numbers is not None and day < first_kept:
+                hours[day * 24 + hour, numbers[0], numbers[1], numbers[4]] = values
+        for row in store.db.execute(_TOTALS).fetchall():
+            _take_away(totals, row[:7], row[7:])
+        for day, hour, *row in store.db.execute(_HOURS).fetchall():
+            _take_away(hours, (day * 24 + hour, *row[:3]), row[3:])
+        rollups.add(store, totals, hours)
+
+    def _numbers(
+        self, store: Store, device: int, kind: int, tool: int, project: int, batch: int
+    ) -> tuple[int, int, int, int, int] | None:
+        """Return in the store's numbers what totals are of: device, type, tool, project, batch; None if it is unknown."""
+        words, owner = self._types.get(kind), self._devices.get(device)
+        if words is None or owner is None:
+            return None
+        own_row = events.own_device(store)
+        is_ours = owner.device_id in ("", events.device_id_of(store, own_row))
+        row = own_row if is_ours else events.device_row(store, owner.device_id, own=owner.own)
+        texts = [self._terms.get(number, "") if number else "" for number in (tool, project, batch)]
+        terms = [store.terms.text(text) if text else 0 for text in texts]
+        return row, store.terms.type(*words), terms[0], terms[1], terms[2]
 
     def _term(self, number: int | None) -> str | None:
         return self._terms.get(number) if number else None
@@ -347,6 +369,13 @@ class Damaged:
             yield from rows
             if len(rows) == ROWS_PER_READ:
                 waiting.append((rows[-1][0] + 1, high))
+
+
+def _take_away(sums: dict[_K, list[int]], key: _K, counted: Sequence[int]) -> None:
+    """Take what is counted already from what was; nothing is left of what retention has not dropped."""
+    known = sums.pop(key, None)
+    if known is not None and known[0] > counted[0]:
+        sums[key] = [max(was - now, 0) for was, now in zip(known, counted, strict=True)]
 
 
 def _columns(db: sqlite3.Connection, table: str) -> list[str]:

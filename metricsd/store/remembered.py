@@ -18,6 +18,8 @@ PAGES_MAX = 256
 """Pages that are remembered, of 64 sessions of about a kilobyte each; of a span with more of them none is."""
 SPANS_MAX = 8
 """Spans whose notes are remembered, as many as there are endpoints that ask for different ones."""
+NOTES_MAX = 8192
+"""Notes that are remembered in all spans together, of less than a kilobyte as a rule; the newest spans stay."""
 DAYS_MAX = 100
 """Days whose totals are remembered: a dozen cells each; the newest stay."""
 BY = ("day", "kind", "tool")
@@ -64,11 +66,11 @@ class Remembered:
         days = (first, DAY_MAX)
         if summary.db is None or not summary.stored_here:
             return summary.cells(*BY, days=days)
-        marks = dict(summary.db.execute(_DAY_MARKS, days))
+        marks, known = dict(summary.db.execute(_DAY_MARKS, days)), self._days
         found = {
-            day: self._days[day]
+            day: known[day]
             for day, mark in marks.items()
-            if mark is not None and day in self._days and self._days[day][:2] == (mark, summary.retracted)
+            if mark is not None and day in known and known[day][:2] == (mark, summary.retracted)
         }
         for start, end in _stretches(marks.keys() - found.keys()):
             read: dict[int, list[Cell]] = {day: [] for day in range(start, end + 1)}
@@ -76,7 +78,7 @@ class Remembered:
                 if cell.day is not None:
                     read[cell.day].append(cell)
             found |= {day: _Day(marks[day], summary.retracted, cells) for day, cells in read.items()}
-        self._days = dict(sorted({**self._days, **found}.items())[-DAYS_MAX:])
+        self._days = dict(sorted({**known, **found}.items())[-DAYS_MAX:])
         return summary.cells(*BY, days=days, kept=[cell for day in sorted(found) for cell in found[day].cells])
 
     def sessions(self, summary: Summary, since_us: int) -> list[SessionTotal]:
@@ -111,7 +113,10 @@ class Remembered:
         if known is not None and mark is not None and known.mark == mark:
             return known
         found = _Notes(mark, *session_totals.recent_notes(summary, since_us))
-        self._notes = {**dict(list(self._notes.items())[1 - SPANS_MAX :]), since_us: found}
+        spans = [*((since, notes) for since, notes in self._notes.items() if since != since_us), (since_us, found)]
+        while len(spans) > SPANS_MAX or sum(len(notes.texts) for _, notes in spans) > NOTES_MAX:
+            del spans[0]
+        self._notes = dict(spans)
         return found
 
 

@@ -200,13 +200,52 @@ def test_whoever_writes_moves_the_marks(home: Home, sql: str) -> None:
 
 
 def test_a_long_span_is_not_remembered_and_as_right(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bound on sessions and on days costs time alone."""
+    """A bound on sessions, on days and on notes costs time alone."""
     monkeypatch.setattr(module, "PAGES_MAX", 2)
     monkeypatch.setattr(module, "DAYS_MAX", 2)
+    monkeypatch.setattr(module, "NOTES_MAX", 2)
+    for session in "abc":
+        note_session(home.store, session, description="x", started_at=START_US)
     home.remembered = Remembered()
     for n in range(3):
         home.look(SINCE_US)
         put(home.store, [item(10 + n, session="b", at=START_US)])
     home.look(SINCE_US)
-    assert home.remembered._pages == {} and len(home.remembered._days) == 2
+    assert home.remembered._pages == {} and len(home.remembered._days) == 2 and home.remembered._notes == {}
+    home.store.close()
+
+
+def test_the_newest_spans_notes_are_remembered(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever spans are asked for, their number and that of their notes are bounded."""
+    monkeypatch.setattr(module, "NOTES_MAX", 4)
+    for session in "ab":
+        note_session(home.store, session, description="x", started_at=START_US)
+    for day in range(5):
+        home.look(SINCE_US - day * DAY_US)
+        home.look(SINCE_US)
+    assert [len(notes.texts) for notes in home.remembered._notes.values()] == [2, 2]
+    assert list(home.remembered._notes) == [SINCE_US - 4 * DAY_US, SINCE_US]
+    home.store.close()
+
+
+def test_whoever_asks_meanwhile_takes_nothing_away(home: Home) -> None:
+    """Another thread may put a shorter memory in its place at any moment."""
+
+    class Replaced(dict[int, Any]):
+        def __contains__(self, day: object) -> bool:
+            home.remembered._days = {}
+            return super().__contains__(day)
+
+    home.remembered._days = Replaced(home.remembered._days)
+    home.look(SINCE_US)
+    home.store.close()
+
+
+def test_another_name_of_a_device_moves_the_marks(home: Home) -> None:
+    """Its name decides whose word counts where two say something at the same time."""
+    before = home.store.db.execute("SELECT page, mark FROM session_mark").fetchall()
+    with home.store.transaction():
+        home.store.db.execute("UPDATE device SET device_id = 'zz'")
+    after = home.store.db.execute("SELECT page, mark FROM session_mark").fetchall()
+    assert len(after) == len(before) and not set(after) & set(before)
     home.store.close()

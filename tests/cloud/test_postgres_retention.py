@@ -21,6 +21,8 @@ from tests.fakes import FakeClock
 DAY_S = 86_400.0
 DAY_US = 86_400 * US_PER_S
 YEARS_S = 10 * 365 * DAY_S
+SCANS = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relid = 'event'::regclass"
+"""How often this connection has read the whole table."""
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +120,14 @@ async def test_an_old_range_is_found_without_reading_everything(postgres_url: st
             await db.execute(f'SET search_path = "{schema_of(tenant.id)}"; SET enable_seqscan = off')
             await db.execute("VACUUM ANALYZE event")
             plan = str(await db.fetch("EXPLAIN SELECT ctid FROM event WHERE at < 5 LIMIT 5000"))
+            await db.execute("RESET enable_seqscan")
+            async with db.transaction():
+                now, before = cloud.clock.now_us(), await db.fetchval(SCANS)
+                assert await pg_retention._is_current(db, now)
+                assert not await pg_retention._is_there(db, pg_retention._IS_DUE, now - DAY_US)
+                # Also what a planner would rather look for from the start of the table.
+                assert await db.fetchval(SCANS) == before
+                assert await db.fetchval("SHOW enable_seqscan") == "on"
     assert "event_range" in plan
 
 

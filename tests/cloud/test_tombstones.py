@@ -44,6 +44,18 @@ async def test_a_tombstone_is_kept_for_400_days_by_the_servers_clock(cloud: Clou
     assert ID not in [item["record"]["id"] for item in await other.feed()]
 
 
+async def test_what_takes_an_import_out_is_kept_for_ever(cloud: CloudUnderTest, clock: FakeClock) -> None:
+    """Without it the import's events would count again."""
+    device, other = await cloud.device(), await cloud.device()
+    batch = {"type": "import_batch", "id": "r1.1", "fields": {"active": True}}
+    [made_batch] = await device.put(batch)
+    stamp = Stamp(clock.now_us() // 1000, 0, device.id).text()
+    await device.put({**batch, "fields": {}, "base_rev": made_batch["rev"], "deleted": True, "stamp": stamp})
+    clock.advance(TOMBSTONE_DAYS * DAY_S + 60)
+    await other_push(device)
+    assert [item["record"]["id"] for item in await other.feed()] == ["r1.1", "claude-code/other"]
+
+
 async def test_a_cursor_from_before_the_horizon_is_gone_and_one_behind_it_is_not(
     cloud: CloudUnderTest, clock: FakeClock
 ) -> None:

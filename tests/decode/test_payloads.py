@@ -56,6 +56,11 @@ def test_control_characters_leave_event_and_app_names() -> None:
     assert (event.name, event.app) == ("Stop[2J", "myapp")
 
 
+def test_an_app_has_no_slash() -> None:
+    """A session is known as `app/id`."""
+    assert decode({}, "Stop", "team/tool").app == "team-tool"
+
+
 def test_name_of_nothing_but_control_characters_is_other() -> None:
     """Names are never empty in the store."""
     assert decode({}, "\x01\x02", "\x03").name == "other"

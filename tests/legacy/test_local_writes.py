@@ -283,6 +283,26 @@ async def test_the_last_days_are_read_before_anybody_asks(tmp_path: Path) -> Non
         loop.cancel()
 
 
+async def test_reading_ahead_costs_nobody_anything_where_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is for speed alone: the daemon's task goes on."""
+    settings = {"METRICSD_LEGACY_LISTEN": "127.0.0.1:3002", "METRICSD_STORE_CHECK_S": "0.02"}
+    async with local_api(tmp_path / "home", settings=settings) as local:
+        tried = asyncio.Event()
+
+        async def fail(*_: object, **__: object) -> None:
+            tried.set()
+            raise RuntimeError("a fault")
+
+        monkeypatch.setattr(local.shelf, "figures", fail)
+        loop = asyncio.create_task(local.shelf.loop())
+        await asyncio.wait_for(tried.wait(), 20)
+        done, _ = await asyncio.wait({loop}, timeout=0.1)
+        assert not done
+        loop.cancel()
+
+
 @pytest.mark.parametrize("listen", ["", "127.0.0.1:3002"])
 async def test_only_a_home_that_serves_the_api_pays_for_the_index_of_its_calls(tmp_path: Path, listen: str) -> None:
     """It is a tenth of a store's bytes."""

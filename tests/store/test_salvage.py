@@ -18,11 +18,17 @@ from metricsd.config import load_config
 from metricsd.errors import StoreUnavailable
 from metricsd.store import records, salvage
 from metricsd.store.backup import backup
-from metricsd.store.damaged import COPIED, LEFT_OUT
-from tests.fakes import START_US
+from metricsd.store.calendar import days_in
+from metricsd.store.connection import Store
+from metricsd.store.damaged import COPIED, LEFT_OUT, Damaged
+from metricsd.store.events import Identified
+from metricsd.store.retention import fold
+from tests.analytics.support import item, put
+from tests.fakes import START_US, FakeClock
 from tests.keeping import Kept, kept_home, pages_of, ruin
 
 EVENTS = 400
+DAY_US = 86_400_000_000
 FROM_EVENTS = {
     "event", "session", "event_type", "term", "device", "session_counters", "rollup", "day_total", "hour_total",
     "folded_batch", "retracted_batch", "retracted_total", "source", "state", "day_mark", "session_mark",
@@ -111,6 +117,37 @@ def test_with_a_backup_only_what_came_after_it_can_be_missing(kept: Kept, tmp_pa
         found = kept.numbers()
         assert not Counter(early) - found, page
         assert not found - Counter(early + late), page
+
+
+def test_totals_of_what_retention_dropped_come_back_once(tmp_path: Path) -> None:
+    """Also of a day of which some events are still there, because they came late and the cloud has them not yet."""
+
+    def totals(store: Store) -> list[list[tuple[int, ...]]]:
+        return [
+            store.db.execute("SELECT day, sum(n), sum(failed), sum(duration_ms) FROM rollup GROUP BY day").fetchall(),
+            store.db.execute(
+                "SELECT day, sum(n), sum(failed), sum(duration_ms) FROM day_total GROUP BY day"
+            ).fetchall(),
+            store.db.execute("SELECT day, hour, sum(n), sum(failed) FROM hour_total GROUP BY day, hour").fetchall(),
+        ]
+
+    def made(number: int, days_ago: int) -> Identified:
+        return item(number, session="s", duration_ms=number, at=START_US - days_ago * DAY_US)
+
+    clock = FakeClock()
+    with closing(Store.open(tmp_path / "old.db", clock=clock)) as old:
+        old.days = days_in("UTC")
+        put(old, [made(1, 5), made(2, 5), made(3, 3), made(4, 0)])
+        put(old, [made(5, 5), made(6, 4)])
+        assert fold(old, days=1, synced_through=3) == 3
+        wanted = totals(old)
+        # The last day that retention has touched comes back by its events alone, and here it has none left.
+        last = old.days.of(START_US - 3 * DAY_US)
+    with closing(Store.open(tmp_path / "new.db", clock=clock)) as new:
+        new.days = days_in("UTC")
+        with closing(Damaged(tmp_path / "old.db")) as damaged:
+            assert damaged.pour_into(new).rows == 3
+        assert totals(new) == [[row for row in table if row[0] != last] for table in wanted]
 
 
 def test_files_that_others_write_are_read_again(kept: Kept, tmp_path: Path) -> None:

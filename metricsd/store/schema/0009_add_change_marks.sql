@@ -27,6 +27,11 @@ CREATE TRIGGER hour_total_dropped AFTER DELETE ON hour_total BEGIN
     INSERT INTO day_mark VALUES (old.day, random()) ON CONFLICT DO UPDATE SET mark = excluded.mark;
 END;
 
+-- Which device's word counts where two say something at the same time goes by their ids.
+CREATE TRIGGER device_renamed AFTER UPDATE OF device_id ON device BEGIN
+    UPDATE session_mark SET mark = random();
+END;
+
 CREATE TRIGGER session_added AFTER INSERT ON session BEGIN
     INSERT INTO session_mark VALUES (-1, random()) ON CONFLICT DO UPDATE SET mark = excluded.mark;
 END;
