@@ -53,7 +53,7 @@ ALTER TABLE legacy_extra DROP COLUMN who; ALTER TABLE legacy_extra DROP COLUMN b
 DROP TABLE import_run; DROP TABLE import_part; DROP TABLE import_before;
 DROP TABLE retracted_batch; DROP TABLE retracted_total;
 DROP TABLE rollback; DROP TABLE rollback_before; DROP TABLE rollback_events; DROP TABLE import_mark;
-DROP TRIGGER session_added;
+DROP TRIGGER device_renamed; DROP TRIGGER session_added;
 DROP TRIGGER session_counters_added; DROP TRIGGER session_counters_changed; DROP TRIGGER session_counters_dropped;
 DROP TRIGGER session_record_added; DROP TRIGGER session_record_changed; DROP TRIGGER session_record_dropped;
 DROP TABLE day_mark; DROP TABLE session_mark; PRAGMA user_version = 3
