@@ -69,12 +69,14 @@ WHERE c.events > 0 AND c.started_at >= ? AND c.started_at < ? AND NOT EXISTS (
 GROUP BY c.session
 """
 _NOTED_STARTS = """
-SELECT json_extract(r.fields, '$.started_at'), s.id FROM record AS r LEFT JOIN session AS s
+SELECT json_extract(r.fields, '$.started_at'), s.id,
+    (SELECT sum(c.starts) FROM session_counters AS c WHERE c.session = s.id AND c.events > 0) AS told
+FROM record AS r LEFT JOIN session AS s
 ON s.app = substr(r.id, 1, instr(r.id, '/') - 1) AND s.session_id = substr(r.id, instr(r.id, '/') + 1)
 WHERE r.type = 'session' AND r.deleted = 0 AND json_type(r.fields, '$.started_at') = 'integer'
-AND json_extract(r.fields, '$.started_at') >= 0
-AND NOT EXISTS (SELECT 1 FROM session_counters AS c WHERE c.session = s.id AND c.events > 0 AND c.starts > 0)
+AND json_extract(r.fields, '$.started_at') >= 0 AND {}
 """
+_UNTOLD = "coalesce(told, 0) <= 0"
 _HASHED = ("h:", "custom:")
 _TIMES, _TEXTS = ("started_at", "ended_at"), ("end_reason", "project", "branch")
 _BESIDE_START = frozenset(
@@ -103,7 +105,7 @@ def starts(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> dict[int, int]
         return {}
     window = summary.window(days)
     bounds = (-_FOREVER_US, _FOREVER_US) if window is None else window
-    noted = summary.db.execute(_NOTED_STARTS).fetchall()
+    noted = _noted_starts(summary)
     found_starts = (
         summary.db.execute(_ALL_STARTS) if window is None else summary.db.execute(_STARTS, (*bounds, bounds[0]))
     )
@@ -119,6 +121,21 @@ def starts(summary: Summary, days: tuple[int, int] = ALL_DAYS) -> dict[int, int]
         if days[0] <= day <= days[1]:
             found[day] = found.get(day, 0) + 1
     return found
+
+
+def _noted_starts(summary: Summary) -> list[tuple[int, int | None]]:
+    """Return when sessions began of which no event that counts tells it, and their rows."""
+    if summary.db is None:
+        return []
+    if not summary.retracted:
+        return [row[:2] for row in summary.db.execute(_NOTED_STARTS.format(_UNTOLD))]
+    noted = summary.db.execute(_NOTED_STARTS.format("true")).fetchall()
+    back = retracted.read(summary.db, {session for _, session, told in noted if told})
+    return [
+        (at, session)
+        for at, session, told in noted
+        if not told or told <= retracted.taken(back.get(session, {})).get("starts", 0)
+    ]
 
 
 def read(summary: Summary, *, since_us: int = 0, address: Address | None = None) -> list[SessionTotal]:

@@ -287,6 +287,21 @@ def test_a_calendar_knows_its_name() -> None:
     assert days_in("Nowhere/At_All").name == Days(None).name
 
 
+def test_a_noted_start_counts_where_the_told_one_was_retracted(tmp_path: Path) -> None:
+    """An import brought a session's start and was taken out again; somebody had noted when it began."""
+    path = tmp_path / "store.db"
+    store = Store.open(path, clock=FakeClock())
+    put(store, [item(1, kind="session_started", session="a", at=START_US, batch="r1.1")])
+    put(store, [item(2, session="b", at=START_US, batch="r1.1"), item(3, session="b", at=START_US)])
+    for session in "ab":
+        note_session(store, session, started_at=START_US - 3 * HOUR_US)
+    set_batch(store, "r1.1", active=False)
+    store.close()
+    with reading(path) as summary:
+        assert sorted(one.id for one in session_totals.read(summary)) == ["a", "b"]
+        assert sum(session_totals.starts(summary).values()) == 2
+
+
 @settings(max_examples=40)
 @given(st.lists(steps, min_size=1, max_size=12), st.data())
 def test_sessions_are_those_of_the_session_list(history: list[tuple[str, Any]], data: st.DataObject) -> None:
