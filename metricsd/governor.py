@@ -211,6 +211,7 @@ class Governor:
             self._outage_since_s = self._clock.monotonic()
         mode, reason = next_mode(self.mode, health, forced, self._limits)
         if (mode, reason) == (self.mode, self.now.reason):
+            self._retell(reason)
             return False
         if forced is None:
             self._state = self._state._replace(forced=None)
@@ -234,6 +235,13 @@ class Governor:
         self._keep()
         if self._on_enter is not None:
             self._on_enter(before, change)
+
+    def _retell(self, reason: Reason) -> None:
+        """Tell what fails now: there was no network, and then there is one that shows a page to log in."""
+        detail = self._detail(reason) if reason in (Reason.UNREACHABLE, Reason.ERRORS) else ""
+        if detail not in ("", self.now.detail):
+            self._state = self._state.retold(detail)
+            self._keep()
 
     def _begin(self) -> State:
         """Return the state that the last process left, or a first one."""

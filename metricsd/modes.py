@@ -52,6 +52,10 @@ class State(NamedTuple):
         """Return the state after a change of the mode."""
         return self._replace(history=(*self.history, change)[-HISTORY_MAX:])
 
+    def retold(self, detail: str) -> State:
+        """Return the state with what is known by now of why its mode is in force."""
+        return self._replace(history=(*self.history[:-1], self.now._replace(detail=detail)))
+
     def forced_at(self, now_us: int) -> Forced | None:
         """Return what is forced then: nothing once its time is over."""
         if self.forced is None or (self.forced.until_us is not None and now_us >= self.forced.until_us):

@@ -1117,6 +1117,13 @@ MUTANTS = (
         "tests/analytics/test_remembered.py::test_the_newest_spans_notes_are_remembered",
     ),
     Mutant(
+        "an outage is told by its first cause for ever",
+        "metricsd/governor.py",
+        "            self._retell(reason)\n",
+        "",
+        "tests/failover/test_governor.py::test_what_is_wrong_now_is_told",
+    ),
+    Mutant(
         "a force ends with the process",
         "metricsd/modes.py",
         '        "forced": None if forced is None else {"mode": forced.mode.value, "until": forced.until_us},\n',
