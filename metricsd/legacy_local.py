@@ -145,10 +145,12 @@ class LocalShelf:
     async def _warm(self) -> None:
         """Read the sessions of the last days before anybody asks."""
         try:
-            await self.figures(DAYS_WARM, uses=False)
-        except Exception as error:
-            # Only time is lost by it; whoever asks is told, and the daemon goes on.
-            log.info("legacy.not_warmed", reason=str(error))
+            # Of a store that cannot be read whoever asks is told.
+            with contextlib.suppress(StoreError):
+                await self.figures(DAYS_WARM, uses=False)
+        except Exception:
+            # A fault of ours: it must be seen, and it must not end the daemon, because only time is lost by it.
+            log.exception("legacy.not_warmed")
 
     async def write(self, writes: Writes) -> None:
         """Store it with whatever else waits; a call that the store cannot take now is written beside it."""

@@ -134,7 +134,7 @@ async def _is_current(db: Db, now: int) -> bool:
 
 
 async def _is_there(db: Db, sql: str, *args: int) -> bool:
-    """Return whether there is such an event; what it costs does not grow with the table."""
+    """Return whether there is such an event, without reading the table for it."""
     await db.execute(_BY_RANGES)
     found = bool(await db.fetchval(sql, *args))
     await db.execute(_AS_BEFORE)

@@ -39,7 +39,9 @@ from metricsd.protocol import RecordChange, RecordResult, RecordState
 
 RECORD_COLUMNS = "change, nonce, device, type, id, fields, stamps, deleted, stamp"
 _FIND = f"SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND type = ? AND id = ?"  # noqa: S608 - a constant
-_BETWEEN = f"SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND type = ? AND id > ? AND id < ? ORDER BY id LIMIT ?"  # noqa: S608
+_BETWEEN = f"""
+SELECT {RECORD_COLUMNS} FROM record WHERE user = ? AND type = ? AND id > ? AND id < ? ORDER BY id LIMIT ?
+"""  # noqa: S608 - a constant
 _PUT = "INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXPIRE = f"""
 DELETE FROM record WHERE (user, type, id) IN (

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from metricsd.decode.older_hooks import ToolCall, read_line, session_events
 from metricsd.ids import EventId, Occurrences
@@ -296,10 +297,12 @@ async def test_reading_ahead_costs_nobody_anything_where_it_fails(
             raise RuntimeError("a fault")
 
         monkeypatch.setattr(local.shelf, "figures", fail)
-        loop = asyncio.create_task(local.shelf.loop())
-        await asyncio.wait_for(tried.wait(), 20)
-        done, _ = await asyncio.wait({loop}, timeout=0.1)
+        with structlog.testing.capture_logs() as logs:
+            loop = asyncio.create_task(local.shelf.loop())
+            await asyncio.wait_for(tried.wait(), 20)
+            done, _ = await asyncio.wait({loop}, timeout=0.1)
         assert not done
+        assert [entry["log_level"] for entry in logs if entry["event"] == "legacy.not_warmed"] == ["error"]
         loop.cancel()
 
 
